@@ -1,0 +1,163 @@
+//! The one door between the protocol core and the shell: peers and RIB behind inputs and effects.
+//!
+//! The shell reports what happened (`connected`, `received`, `closed`, ...), then drains `poll_effect`,
+//! `poll_route_change` and, for each connection that has something to say, `poll_transmit`; it calls
+//! `handle_timeout` when `poll_timeout` has come. Nothing here blocks, sleeps or asks the clock.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::types::{Asn, Family, Prefix, RouterId};
+
+/// A transport connection. Never reused; events for a connection that is gone are ignored.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u64);
+
+/// The two ends of an established TCP connection and what else the carrying interface offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+    /// Interface that holds the local address; 0 if unknown.
+    pub ifindex: u32,
+    /// IPv4 address to give as next hop.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Global IPv6 address to give as next hop.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Link-local address of the interface, sent beside the global one on a shared link (RFC 2545 3).
+    pub link_local: Option<Ipv6Addr>,
+    /// The peer's address lies in a subnet of that interface.
+    pub connected: bool,
+}
+
+/// How to dial a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// Where to.
+    pub remote: SocketAddr,
+    /// Local address to bind, if the configuration names one.
+    pub source: Option<IpAddr>,
+    /// What the socket needs.
+    pub options: SocketOptions,
+}
+
+/// Socket options of a session, for dialled and accepted connections alike.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SocketOptions {
+    /// TCP MD5 key (RFC 2385), 1 to 80 bytes. Never printed.
+    pub md5: Option<Secret>,
+    /// TTL to send with: 1 for a directly connected external peer, 255 with GTSM.
+    pub ttl: Option<u8>,
+    /// Lowest TTL to accept (RFC 5082 GTSM: 255).
+    pub min_ttl: Option<u8>,
+}
+
+/// A key that does not show itself in logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// What the shell must do or may tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Dial; answer with `connected` or `connect_failed`.
+    Connect(ConnId, ConnectRequest),
+    /// Flush what `poll_transmit` still gives, then close. No `closed` is expected back.
+    Close(ConnId),
+    /// `poll_transmit` has bytes for this connection.
+    Transmit(ConnId),
+    /// Options that listeners need for this remote address (TCP MD5 lives on the listener); `None` takes them away.
+    Listen(IpAddr, Option<SocketOptions>),
+    /// Resolve and keep watching this next hop; answer with `set_next_hop`, now and at each change.
+    TrackNextHop(IpAddr),
+    /// No path uses it any more.
+    UntrackNextHop(IpAddr),
+    /// Graceful restart of our own is over for this family: routes that we did not renew may be swept.
+    RestartComplete(Family),
+    /// Something that a person would notice; for logs and events.
+    Peer(PeerFact),
+}
+
+/// A session changed state, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerFact {
+    /// Peer name.
+    pub peer: String,
+    /// The state it came from.
+    pub from: &'static str,
+    /// The state it is in.
+    pub to: &'static str,
+    /// The reason in words, "-" for none.
+    pub reason: String,
+}
+
+/// Whether and how a next hop is reachable, as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHopState {
+    /// No route leads to it.
+    Unreachable,
+    /// Reachable with this interior cost.
+    Reachable {
+        /// IGP cost (RFC 4271 9.1.2.2 e); 0 for a connected one.
+        metric: u32,
+        /// On a connected subnet.
+        connected: bool,
+    },
+}
+
+/// A Loc-RIB change for the FIB: all equal-cost next hops of the prefix, sorted; empty means remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteChange {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// Forward to any of these.
+    pub next_hops: SmallVec<[FibNextHop; 1]>,
+}
+
+/// A next hop as the FIB needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FibNextHop {
+    /// Gateway address; its family may differ from the prefix's (RFC 8950).
+    pub gateway: IpAddr,
+    /// Interface, needed for link-local gateways; 0: whichever leads there.
+    pub ifindex: u32,
+}
+
+/// What the speaker itself is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeakerConfig {
+    /// Our AS.
+    pub asn: Asn,
+    /// Our BGP identifier.
+    pub router_id: RouterId,
+    /// Cluster id when reflecting (RFC 4456); the router id if `None`.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// At most so many equal paths go to the FIB; at least 1.
+    pub max_paths: usize,
+    /// Paths through different neighbour ASes count as equal when their AS_PATH lengths are.
+    pub as_path_relax: bool,
+    /// Graceful restart (RFC 4724), if enabled.
+    pub graceful_restart: Option<GracefulRestartConfig>,
+    /// Seed for timer jitter.
+    pub seed: u64,
+    /// Host name for the FQDN capability.
+    pub hostname: String,
+}
+
+/// Graceful restart as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GracefulRestartConfig {
+    /// Advertised restart time, whole seconds, at most 4095.
+    pub restart_time: Duration,
+    /// This process found forwarding state of a predecessor: set R and F until each peer sent End-of-RIB or the time is over.
+    pub restarting: bool,
+}
