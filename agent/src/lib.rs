@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The node agent's rooms, shared by `manx-agent`, `manxctl` and the tests.
+//!
+//! ```text
+//! source -> desired -+-> bgp::Speaker -> routes -> kernel::fib
+//!                    +-> policy (worker thread) -> kernel::{ipset, iptables}
+//!                    +-> cni_config (node.json, conflist)
+//! api <- all of them, read only
+//! ```
+//!
+//! `desired`, `routes`, `config` and `delta` decide and are pure; `source`, `kernel`, `api` and `cni_server` are IO;
+//! `run` joins them and does nothing else.
+
+pub mod delta;
