@@ -11,3 +11,4 @@
 //! `run` joins them and does nothing else.
 
 pub mod delta;
+pub mod options;
