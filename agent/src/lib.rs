@@ -12,3 +12,4 @@
 
 pub mod delta;
 pub mod options;
+pub mod sockets;
