@@ -11,5 +11,6 @@
 //! `run` joins them and does nothing else.
 
 pub mod delta;
+pub mod health;
 pub mod options;
 pub mod sockets;
