@@ -9,6 +9,7 @@
 //! The core never asks the clock and never does IO: inputs and `now` go in, effects come out.
 #![forbid(unsafe_code)]
 
+pub mod filter;
 pub mod speaker;
 pub mod types;
 pub mod wire;

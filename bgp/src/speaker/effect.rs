@@ -1,15 +1,11 @@
-//! The one door between the protocol core and the shell: peers and RIB behind inputs and effects.
-//!
-//! The shell reports what happened (`connected`, `received`, `closed`, ...), then drains `poll_effect`,
-//! `poll_route_change` and, for each connection that has something to say, `poll_transmit`; it calls
-//! `handle_timeout` when `poll_timeout` has come. Nothing here blocks, sleeps or asks the clock.
+//! What goes between the speaker and its shell: connections, endpoints, effects, next hops, route changes. Plain data.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
+use serde::Serialize;
 use smallvec::SmallVec;
 
-use crate::types::{Asn, Family, Prefix, RouterId};
+use crate::types::{Family, Prefix};
 
 /// A transport connection. Never reused; events for a connection that is gone are ignored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -32,6 +28,8 @@ pub struct Endpoints {
     pub link_local: Option<Ipv6Addr>,
     /// The peer's address lies in a subnet of that interface.
     pub connected: bool,
+    /// The subnets of that interface, host bits cleared: tells which third-party next hops the peer reaches by itself.
+    pub subnets: SmallVec<[Prefix; 2]>,
 }
 
 /// How to dial a peer.
@@ -124,40 +122,10 @@ pub struct RouteChange {
 }
 
 /// A next hop as the FIB needs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct FibNextHop {
     /// Gateway address; its family may differ from the prefix's (RFC 8950).
     pub gateway: IpAddr,
     /// Interface, needed for link-local gateways; 0: whichever leads there.
     pub ifindex: u32,
-}
-
-/// What the speaker itself is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpeakerConfig {
-    /// Our AS.
-    pub asn: Asn,
-    /// Our BGP identifier.
-    pub router_id: RouterId,
-    /// Cluster id when reflecting (RFC 4456); the router id if `None`.
-    pub cluster_id: Option<Ipv4Addr>,
-    /// At most so many equal paths go to the FIB; at least 1.
-    pub max_paths: usize,
-    /// Paths through different neighbour ASes count as equal when their AS_PATH lengths are.
-    pub as_path_relax: bool,
-    /// Graceful restart (RFC 4724), if enabled.
-    pub graceful_restart: Option<GracefulRestartConfig>,
-    /// Seed for timer jitter.
-    pub seed: u64,
-    /// Host name for the FQDN capability.
-    pub hostname: String,
-}
-
-/// Graceful restart as configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GracefulRestartConfig {
-    /// Advertised restart time, whole seconds, at most 4095.
-    pub restart_time: Duration,
-    /// This process found forwarding state of a predecessor: set R and F until each peer sent End-of-RIB or the time is over.
-    pub restarting: bool,
 }
