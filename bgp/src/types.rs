@@ -113,6 +113,49 @@ impl fmt::Display for Family {
     }
 }
 
+/// One value for each family, indexed by it: `map[family]`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PerFamily<T> {
+    /// The IPv4 unicast value.
+    pub ipv4: T,
+    /// The IPv6 unicast value.
+    pub ipv6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// Fills both families from a function.
+    pub fn from_fn(mut f: impl FnMut(Family) -> T) -> Self {
+        PerFamily { ipv4: f(Family::Ipv4Unicast), ipv6: f(Family::Ipv6Unicast) }
+    }
+}
+
+impl<T: Clone> PerFamily<T> {
+    /// The same value for both families.
+    pub fn both(value: T) -> Self {
+        PerFamily { ipv4: value.clone(), ipv6: value }
+    }
+}
+
+impl<T> std::ops::Index<Family> for PerFamily<T> {
+    type Output = T;
+
+    fn index(&self, family: Family) -> &T {
+        match family {
+            Family::Ipv4Unicast => &self.ipv4,
+            Family::Ipv6Unicast => &self.ipv6,
+        }
+    }
+}
+
+impl<T> std::ops::IndexMut<Family> for PerFamily<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::Ipv4Unicast => &mut self.ipv4,
+            Family::Ipv6Unicast => &mut self.ipv6,
+        }
+    }
+}
+
 /// A hold time as negotiated: seconds, at least 3 (RFC 4271 4.2). "No hold timer" is `None` around it, never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HoldTime(NonZeroU16);
@@ -144,7 +187,7 @@ impl HoldTime {
 pub struct UnacceptableHoldTime(pub u16);
 
 /// How a peer relates to us.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum PeerType {
     /// Another AS.
     External,
@@ -181,12 +224,17 @@ pub struct Ipv6Prefix {
 impl Ipv4Prefix {
     /// Clears host bits; `None` if `len` is over 32.
     pub fn new(addr: Ipv4Addr, len: u8) -> Option<Self> {
-        let mask = match len {
-            0 => 0,
-            1..=32 => u32::MAX << (32 - len),
-            _ => return None,
-        };
-        Some(Ipv4Prefix { bits: addr.to_bits() & mask, len })
+        Self::from_bits(addr.to_bits(), len)
+    }
+
+    /// As `new`, from the address as a number.
+    #[inline]
+    pub fn from_bits(bits: u32, len: u8) -> Option<Self> {
+        if len > 32 {
+            return None;
+        }
+        let mask = (u64::from(u32::MAX) << (32 - len)) as u32;
+        Some(Ipv4Prefix { bits: bits & mask, len })
     }
 
     /// The network address.
@@ -204,12 +252,18 @@ impl Ipv4Prefix {
 impl Ipv6Prefix {
     /// Clears host bits; `None` if `len` is over 128.
     pub fn new(addr: Ipv6Addr, len: u8) -> Option<Self> {
+        Self::from_bits(addr.to_bits(), len)
+    }
+
+    /// As `new`, from the address as a number.
+    #[inline]
+    pub fn from_bits(bits: u128, len: u8) -> Option<Self> {
         let mask = match len {
             0 => 0,
             1..=128 => u128::MAX << (128 - len),
             _ => return None,
         };
-        let bits = addr.to_bits() & mask;
+        let bits = bits & mask;
         Some(Ipv6Prefix { high: (bits >> 64) as u64, low: bits as u64, len })
     }
 

@@ -16,6 +16,8 @@ pub enum Message {
     Keepalive,
     /// RFC 2918, RFC 7313.
     RouteRefresh(RouteRefresh),
+    /// Well-formed, but about something that is not carried here, which RFC 7313 5 and RFC 2918 4 say to ignore.
+    Ignored(&'static str),
 }
 
 /// OPEN.
@@ -118,7 +120,7 @@ pub struct Update {
     /// Withdrawn in any form: WITHDRAWN ROUTES, MP_UNREACH_NLRI, and NLRI treated as withdrawn.
     /// Never holds a prefix that `reach` announces (RFC 4271 4.3: the announcement wins).
     pub withdrawn: Vec<Nlri>,
-    /// At most one per family.
+    /// Classic NLRI first, then MP_REACH_NLRI; a peer may use both for IPv4, with different next hops.
     pub reach: Vec<Reach>,
     /// Present whenever `reach` is not empty.
     pub attributes: Option<PathAttributes>,
