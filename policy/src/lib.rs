@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Kubernetes network policy for one node: from cluster objects to iptables rules and ipsets, and back to words.
+//!
+//! ```text
+//! k8s objects -> k8s -> model -> state -> calc -> compile -> ir -> render + plan -> steps for the agent
+//!                                  |                          |
+//!                               verdict  (must agree with)   sim
+//! ```
+//!
+//! The whole crate is pure: no IO, no clock, no process. [`engine::Engine`] is the door.
+
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod ir;
+pub mod k8s;
+pub mod model;
+pub mod plan;
+pub mod selector;
+pub mod state;
+pub mod verdict;
+
+pub use engine::{Engine, EngineConfig};

@@ -1,0 +1,248 @@
+//! The cluster snapshot: what is known of pods, namespaces, policies and this node's attachments.
+//!
+//! Updates of different objects commute; the latest of one object counts. Decides nothing about policy, only who is who:
+//! which pod an attachment belongs to, and which addresses a pod has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::model::NamespaceScope;
+use crate::model::{
+    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Pod, PodId, PodSelector, Policy, PolicyId,
+    Str, Update,
+};
+
+/// Namespace of attachments that came without pod arguments.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// Who an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// This pod.
+    Pod(&'a Pod),
+    /// An attachment without pod arguments for which no Pod object exists: a workload without labels.
+    Anonymous(PodId),
+    /// The pod that the attachment names is not known (yet), or a stranger bears its name: closed.
+    Unknown,
+}
+
+/// All that is known, by name. Ordered, so that nothing that is printed depends on the order of arrival.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pods: BTreeMap<PodId, Pod>,
+    namespaces: BTreeMap<Str, Namespace>,
+    policies: BTreeMap<PolicyId, Arc<Policy>>,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// Which attachments name which pod.
+    endpoints_of: FxHashMap<PodId, BTreeSet<EndpointId>>,
+    pool: Pool,
+}
+
+impl State {
+    /// Takes a change in.
+    pub fn apply(&mut self, update: Update) {
+        match update {
+            Update::SetPod(pod) => {
+                let pod = self.pool.pod(pod);
+                self.pods.insert(pod.id.clone(), pod);
+            }
+            Update::RemovePod(id, uid) => {
+                if self.pods.get(&id).is_some_and(|pod| uid.is_none_or(|uid| uid == pod.uid)) {
+                    self.pods.remove(&id);
+                }
+            }
+            Update::SetNamespace(namespace) => {
+                let name = self.pool.text(&namespace.name);
+                let labels = self.pool.labels(&namespace.labels);
+                self.namespaces.insert(name.clone(), Namespace { name, labels });
+            }
+            Update::RemoveNamespace(name) => {
+                self.namespaces.remove(&name);
+            }
+            Update::SetPolicy(policy) => {
+                self.policies.insert(policy.id.clone(), Arc::new(policy));
+            }
+            Update::RemovePolicy(id) => {
+                self.policies.remove(&id);
+            }
+            Update::SetEndpoint(endpoint) => {
+                self.forget_endpoint(&endpoint.id);
+                self.endpoints_of.entry(claimed_pod(&endpoint)).or_default().insert(endpoint.id.clone());
+                self.endpoints.insert(endpoint.id.clone(), endpoint);
+            }
+            Update::RemoveEndpoint(id) => self.forget_endpoint(&id),
+        }
+    }
+
+    fn forget_endpoint(&mut self, id: &EndpointId) {
+        let Some(endpoint) = self.endpoints.remove(id) else { return };
+        let pod = claimed_pod(&endpoint);
+        if let Some(ids) = self.endpoints_of.get_mut(&pod) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.endpoints_of.remove(&pod);
+            }
+        }
+    }
+
+    /// Every pod, finished and host-network ones included, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// One pod.
+    pub fn pod(&self, id: &PodId) -> Option<&Pod> {
+        self.pods.get(id)
+    }
+
+    /// One namespace.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
+    /// Every policy, staged ones included, by name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// One policy.
+    pub fn policy(&self, id: &PolicyId) -> Option<&Arc<Policy>> {
+        self.policies.get(id)
+    }
+
+    /// The attachments of this node.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.values()
+    }
+
+    /// One attachment.
+    pub fn endpoint(&self, id: &EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(id)
+    }
+
+    /// The attachments that name this pod, whether or not they are really its.
+    pub fn endpoints_naming(&self, pod: &PodId) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints_of.get(pod).into_iter().flatten().filter_map(|id| self.endpoints.get(id))
+    }
+
+    /// Whose attachment is it? By uid where the attachment carries one: the pod's own, or for static pods the hash under
+    /// which the kubelet started them. By name only where it carries none.
+    pub fn owner(&self, endpoint: &Endpoint) -> Owner<'_> {
+        let id = claimed_pod(endpoint);
+        let pod = self.pods.get(&id);
+        match (&endpoint.pod, pod) {
+            (None, Some(pod)) => Owner::Pod(pod),
+            (None, None) => Owner::Anonymous(id),
+            (Some(claim), Some(pod)) => match &claim.uid {
+                None => Owner::Pod(pod),
+                Some(uid) if **uid == *pod.uid || pod.mirror_hash.as_deref() == Some(uid) => Owner::Pod(pod),
+                Some(_) => Owner::Unknown,
+            },
+            (Some(_), None) => Owner::Unknown,
+        }
+    }
+
+    /// The addresses by which a pod counts as a peer: those of its attachments on this node where it has any, else what its
+    /// status says. None for pods that are finished or share their node's addresses.
+    pub fn addresses(&self, pod: &Pod) -> Addresses {
+        if pod.finished || pod.host_network {
+            return Addresses::new();
+        }
+        let mut attached = Addresses::new();
+        for endpoint in self.endpoints_naming(&pod.id) {
+            if matches!(self.owner(endpoint), Owner::Pod(_)) {
+                attached.extend(endpoint.addresses.iter().copied());
+            }
+        }
+        let mut addresses = if attached.is_empty() { pod.addresses.clone() } else { attached };
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Does the selector choose a workload of this namespace with these labels?
+    pub fn selects(&self, selector: &PodSelector, namespace: &str, labels: &Labels) -> bool {
+        self.selects_namespace(&selector.namespaces, namespace) && selector.pods.matches(labels)
+    }
+
+    /// Does the scope contain this namespace? One that is not known counts by its name alone.
+    pub fn selects_namespace(&self, scope: &NamespaceScope, namespace: &str) -> bool {
+        match scope {
+            NamespaceScope::Named(name) => **name == *namespace,
+            NamespaceScope::Matching(selector) => match self.namespaces.get(namespace) {
+                Some(known) => selector.matches(&known.labels),
+                None => selector.matches_unknown_namespace(namespace),
+            },
+        }
+    }
+}
+
+/// The pod that an attachment names.
+pub fn claimed_pod(endpoint: &Endpoint) -> PodId {
+    match &endpoint.pod {
+        Some(claim) => PodId::new(&claim.namespace, &claim.name),
+        None => PodId::new(DEFAULT_NAMESPACE, &endpoint.id.container_id),
+    }
+}
+
+/// Shares equal texts and label sets between objects. What nobody uses any more is let go when the pool has doubled.
+#[derive(Clone, Debug, Default)]
+struct Pool {
+    texts: FxHashSet<Str>,
+    labels: FxHashSet<Labels>,
+    ports: FxHashSet<Arc<[NamedPort]>>,
+    sweep_at: usize,
+}
+
+impl Pool {
+    fn text(&mut self, text: &Str) -> Str {
+        if let Some(known) = self.texts.get(text) {
+            return known.clone();
+        }
+        self.texts.insert(text.clone());
+        text.clone()
+    }
+
+    fn labels(&mut self, labels: &Labels) -> Labels {
+        if let Some(known) = self.labels.get(labels) {
+            return known.clone();
+        }
+        let shared =
+            Labels::new(labels.iter().map(|(k, v)| (self.text(k), self.text(v))).collect::<Vec<_>>());
+        self.labels.insert(shared.clone());
+        shared
+    }
+
+    fn ports(&mut self, ports: &Arc<[NamedPort]>) -> Arc<[NamedPort]> {
+        if let Some(known) = self.ports.get(ports) {
+            return known.clone();
+        }
+        self.ports.insert(ports.clone());
+        ports.clone()
+    }
+
+    fn pod(&mut self, pod: Pod) -> Pod {
+        self.sweep();
+        Pod {
+            // Pod names are their own: sharing them would only fill the pool.
+            id: PodId { namespace: self.text(&pod.id.namespace), name: pod.id.name },
+            labels: self.labels(&pod.labels),
+            node: pod.node.as_ref().map(|node| self.text(node)),
+            ports: self.ports(&pod.ports),
+            ..pod
+        }
+    }
+
+    fn sweep(&mut self) {
+        let size = self.texts.len() + self.labels.len() + self.ports.len();
+        if size < self.sweep_at.max(1024) {
+            return;
+        }
+        self.labels.retain(|labels| labels.is_shared());
+        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
+        self.texts.retain(|text| Arc::strong_count(text) > 1);
+        self.sweep_at = 2 * (self.texts.len() + self.labels.len() + self.ports.len());
+    }
+}
