@@ -10,7 +10,10 @@
 //! `desired`, `routes`, `config` and `delta` decide and are pure; `source`, `kernel`, `api` and `cni_server` are IO;
 //! `run` joins them and does nothing else.
 
+pub mod config;
 pub mod delta;
 pub mod health;
 pub mod options;
 pub mod sockets;
+pub mod source;
+pub mod view;

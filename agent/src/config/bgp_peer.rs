@@ -1,0 +1,632 @@
+//! BGPPeer: a neighbour of the nodes that its selector picks.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use manx_bgp::speaker::{MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
+use manx_bgp::types::{Asn, Family, HoldTime};
+use serde::Deserialize;
+
+use super::issue::{Issue, Issues};
+use super::selector::{LabelSelector, LabelSelectorSpec};
+use super::values::{self, Scalar};
+
+/// The fields as written.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BgpPeerSpec {
+    node_selector: Option<LabelSelectorSpec>,
+    #[serde(rename = "peerIP")]
+    peer_ip: Option<String>,
+    interface: Option<String>,
+    auto_discover: Option<String>,
+    port: Option<i64>,
+    as_number: Option<Scalar>,
+    #[serde(rename = "remoteAS")]
+    remote_as: Option<String>,
+    #[serde(rename = "localASNumber")]
+    local_as_number: Option<Scalar>,
+    hold_time: Option<Scalar>,
+    keepalive_time: Option<Scalar>,
+    connect_retry: Option<Scalar>,
+    passive: Option<bool>,
+    source_address: Option<String>,
+    ebgp_multihop: Option<i64>,
+    ttl_security: Option<bool>,
+    families: Option<Vec<String>>,
+    add_path: Option<AddPathSpec>,
+    extended_next_hop: Option<bool>,
+    next_hop: Option<String>,
+    allow_as_in: Option<i64>,
+    as_override: Option<bool>,
+    route_reflector_client: Option<bool>,
+    password: Option<PasswordSpec>,
+    max_prefixes: Option<MaxPrefixesSpec>,
+    bfd: Option<BfdSpec>,
+    import_filters: Option<Vec<String>>,
+    export_filters: Option<Vec<String>>,
+    required: Option<bool>,
+    shutdown: Option<ShutdownSpec>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AddPathSpec {
+    receive: Option<bool>,
+    send: Option<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PasswordSpec {
+    secret_key_ref: SecretKeyRefSpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretKeyRefSpec {
+    name: String,
+    key: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MaxPrefixesSpec {
+    limit: Option<i64>,
+    action: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct BfdSpec {
+    min_tx: Option<Scalar>,
+    min_rx: Option<Scalar>,
+    multiplier: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ShutdownSpec {
+    enabled: Option<bool>,
+    message: Option<String>,
+}
+
+/// The validated object. Where the speaker has a type for a setting, it is that type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BgpPeer {
+    /// `metadata.name`.
+    pub name: String,
+    /// The nodes that peer with it; `None`: every node.
+    pub node_selector: Option<LabelSelector>,
+    /// How it is found.
+    pub target: PeerTarget,
+    /// Its TCP port.
+    pub port: u16,
+    /// Its AS.
+    pub remote_as: RemoteAs,
+    /// Our AS towards it instead of the node's.
+    pub local_as: Option<Asn>,
+    /// Hold time to offer; `None`: no hold timer.
+    pub hold_time: Option<HoldTime>,
+    /// Keepalive interval; `None`: a third of the negotiated hold time.
+    pub keepalive: Option<Duration>,
+    /// Time between attempts to connect.
+    pub connect_retry: Duration,
+    /// Never dial, only accept.
+    pub passive: bool,
+    /// Which local address to dial from.
+    pub source_address: SourceAddress,
+    /// External peer up to so many hops away; `None`: directly connected.
+    pub ebgp_multihop: Option<u8>,
+    /// GTSM (RFC 5082).
+    pub ttl_security: bool,
+    /// Families to negotiate; never empty, no family twice.
+    pub families: Vec<Family>,
+    /// Add-Path (RFC 7911).
+    pub add_path: AddPath,
+    /// IPv4 routes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// Next hop of routes that we pass on.
+    pub next_hop: NextHopMode,
+    /// Accept our own AS so many times in a received AS_PATH.
+    pub allow_as_in: u8,
+    /// Replace the peer's AS by ours in AS_PATHs sent to it.
+    pub as_override: bool,
+    /// It is our reflection client (RFC 4456).
+    pub route_reflector_client: bool,
+    /// Where the TCP MD5 key is; the session stays down while it cannot be found.
+    pub password: Option<SecretKeyRef>,
+    /// Cap on received prefixes.
+    pub max_prefixes: MaxPrefixes,
+    /// BFD, if wanted.
+    pub bfd: Option<Bfd>,
+    /// Names of BGPFilters for what it tells us, in order.
+    pub import_filters: Vec<String>,
+    /// Names of BGPFilters for what we tell it, in order.
+    pub export_filters: Vec<String>,
+    /// Readiness waits for it.
+    pub required: bool,
+    /// Administratively down, with a text for the peer (RFC 9003; may be empty).
+    pub shutdown: Option<String>,
+}
+
+/// How a peer is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerTarget {
+    /// `peerIP`: by its address.
+    Address(IpAddr),
+    /// `interface`: whoever sends router advertisements there.
+    Interface(String),
+    /// `autoDiscover: DefaultGateway`: the gateway of the node's default route.
+    DefaultGateway,
+}
+
+/// Which local address to dial from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The node's own address of the peer's family, if it has one.
+    NodeIp,
+    /// As the kernel chooses by its route to the peer.
+    Kernel,
+    /// This one.
+    Address(IpAddr),
+}
+
+/// Add-Path by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPath {
+    /// Take several paths of a prefix.
+    pub receive: bool,
+    /// Send several paths of a prefix.
+    pub send: bool,
+}
+
+/// A key of a Secret in the agent's `--namespace`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key in it.
+    pub key: String,
+}
+
+/// BFD (RFC 5880).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// Desired minimum transmit interval.
+    pub min_tx: Duration,
+    /// Required minimum receive interval.
+    pub min_rx: Duration,
+    /// Detection multiplier, at least 2.
+    pub multiplier: u8,
+}
+
+impl BgpPeer {
+    /// Validates; the defaults fill what is not written.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn validate(name: &str, spec: &BgpPeerSpec) -> Result<Self, Vec<Issue>> {
+        let mut issues = Issues::default();
+        let issues = &mut issues;
+        let name = issues.take("metadata.name", values::name(name)).unwrap_or_default();
+        let node_selector = spec
+            .node_selector
+            .clone()
+            .map(|selector| LabelSelector::validate(selector, "spec.nodeSelector", issues));
+        let target = target(spec, issues);
+        let remote_as = remote_as(spec, issues);
+        let local_as =
+            spec.local_as_number.as_ref().and_then(|n| issues.take("spec.localASNumber", values::asn(&n.0)));
+        let port = spec.port.map(|p| values::number_within(p, 1, 65535).map(|p| p as u16));
+        let port = issues.or("spec.port", port, 179);
+
+        let default_hold = HoldTime::from_wire(90).expect("90 s is a legal hold time");
+        let hold_time = issues.or("spec.holdTime", spec.hold_time.as_ref().map(hold_time), default_hold);
+        let keepalive = keepalive(spec.keepalive_time.as_ref(), hold_time, issues);
+        let retry = spec
+            .connect_retry
+            .as_ref()
+            .map(|t| values::duration_within(t, Duration::from_millis(100), Duration::from_secs(3600)));
+        let connect_retry = issues.or("spec.connectRetry", retry, Duration::from_secs(5));
+
+        let source = spec.source_address.as_deref().map(source_address);
+        let source_address = issues.or("spec.sourceAddress", source, SourceAddress::NodeIp);
+        if let (SourceAddress::Address(source), Some(PeerTarget::Address(peer))) = (source_address, &target)
+            && source.is_ipv4() != peer.is_ipv4()
+        {
+            issues.add("spec.sourceAddress", format!("{source}: not of the same family as peerIP {peer}"));
+        }
+        let ebgp_multihop = spec
+            .ebgp_multihop
+            .and_then(|n| issues.take("spec.ebgpMultihop", values::number_within(n, 1, 255)))
+            .map(|n| n as u8);
+        let ttl_security = spec.ttl_security.unwrap_or(false);
+        if ttl_security && ebgp_multihop.is_some_and(|hops| hops > 1) {
+            issues.add(
+                "spec.ttlSecurity",
+                "true: cannot go with ebgpMultihop, which lets packets through that ttlSecurity stops; drop one",
+            );
+        }
+        let next_hop = spec.next_hop.as_deref().map(next_hop);
+        let next_hop = issues.or("spec.nextHop", next_hop, NextHopMode::Self_);
+        let allow_as_in = spec.allow_as_in.map(|n| values::number_within(n, 0, 10).map(|n| n as u8));
+        let allow_as_in = issues.or("spec.allowAsIn", allow_as_in, 0);
+        let route_reflector_client = spec.route_reflector_client.unwrap_or(false);
+        if route_reflector_client && remote_as == Some(RemoteAs::External) {
+            issues.add("spec.routeReflectorClient", "true: only internal peers are reflection clients");
+        }
+        let add_path = spec.add_path.as_ref();
+        let peer = BgpPeer {
+            name,
+            node_selector,
+            // A missing target or AS is an issue already, so that these stand-ins never leave this function.
+            target: target.unwrap_or(PeerTarget::DefaultGateway),
+            port,
+            remote_as: remote_as.unwrap_or(RemoteAs::External),
+            local_as,
+            hold_time,
+            keepalive,
+            connect_retry,
+            passive: spec.passive.unwrap_or(false),
+            source_address,
+            ebgp_multihop,
+            ttl_security,
+            families: families(spec.families.as_deref(), issues),
+            add_path: AddPath {
+                receive: add_path.and_then(|a| a.receive).unwrap_or(false),
+                send: add_path.and_then(|a| a.send).unwrap_or(false),
+            },
+            extended_next_hop: spec.extended_next_hop.unwrap_or(false),
+            next_hop,
+            allow_as_in,
+            as_override: spec.as_override.unwrap_or(false),
+            route_reflector_client,
+            password: spec.password.as_ref().map(|p| password(p, issues)),
+            max_prefixes: max_prefixes(spec.max_prefixes.as_ref(), issues),
+            bfd: spec.bfd.as_ref().map(|b| bfd(b, issues)),
+            import_filters: filter_names("spec.importFilters", spec.import_filters.as_deref(), issues),
+            export_filters: filter_names("spec.exportFilters", spec.export_filters.as_deref(), issues),
+            required: spec.required.unwrap_or(true),
+            shutdown: spec.shutdown.as_ref().and_then(|s| shutdown(s, issues)),
+        };
+        std::mem::take(issues).finish(peer)
+    }
+
+    /// What it says and this version does not do.
+    pub fn unsupported(&self) -> Vec<Issue> {
+        let mut out = Vec::new();
+        let mut add = |path: &str, reason: &str| {
+            out.push(Issue { path: path.to_owned(), reason: reason.to_owned() });
+        };
+        match &self.target {
+            PeerTarget::Address(_) => {}
+            PeerTarget::Interface(_) => add(
+                "spec.interface",
+                "this version does not peer by interface: there is no session; name the peer by peerIP",
+            ),
+            PeerTarget::DefaultGateway => add(
+                "spec.autoDiscover",
+                "this version does not discover peers: there is no session; name the peer by peerIP",
+            ),
+        }
+        if self.bfd.is_some() {
+            add("spec.bfd", "this version does not speak BFD: the hold timer alone notices a dead peer");
+        }
+        if self.add_path != AddPath::default() {
+            add("spec.addPath", "this version does not speak Add-Path: one path of each prefix is exchanged");
+        }
+        if self.extended_next_hop {
+            add(
+                "spec.extendedNextHop",
+                "this version does not speak RFC 8950: IPv4 routes need IPv4 next hops",
+            );
+        }
+        out
+    }
+}
+
+fn target(spec: &BgpPeerSpec, issues: &mut Issues) -> Option<PeerTarget> {
+    const ONE_OF: &str = "exactly one of peerIP, interface and autoDiscover names the peer";
+    match (&spec.peer_ip, &spec.interface, &spec.auto_discover) {
+        (Some(ip), None, None) => issues.take("spec.peerIP", peer_address(ip)).map(PeerTarget::Address),
+        (None, Some(name), None) => issues.take("spec.interface", interface(name)).map(PeerTarget::Interface),
+        (None, None, Some(how)) if how == "DefaultGateway" => Some(PeerTarget::DefaultGateway),
+        (None, None, Some(how)) => {
+            issues.add("spec.autoDiscover", format!("{how}: must be DefaultGateway"));
+            None
+        }
+        (None, None, None) => {
+            issues.add("spec", format!("{ONE_OF}: none is there"));
+            None
+        }
+        _ => {
+            issues.add("spec", format!("{ONE_OF}: more than one is there"));
+            None
+        }
+    }
+}
+
+fn peer_address(text: &str) -> Result<IpAddr, String> {
+    let ip = values::address(text)?;
+    let usable = match ip {
+        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            return Err(format!("{ip}: a link-local address says nothing without its link; use interface"));
+        }
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast() && ip.to_ipv4_mapped().is_none(),
+    };
+    if usable { Ok(ip) } else { Err(format!("{ip}: no peer can have this address")) }
+}
+
+fn interface(text: &str) -> Result<String, String> {
+    // What the kernel accepts (dev_valid_name): 1 to 15 bytes, no slash, colon or white space, not . or ..
+    let legal = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+    if (1..=15).contains(&text.len()) && text.chars().all(legal) && text != "." && text != ".." {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{}: must be the name of an interface, at most 15 letters", text.escape_debug()))
+}
+
+fn remote_as(spec: &BgpPeerSpec, issues: &mut Issues) -> Option<RemoteAs> {
+    match (&spec.as_number, spec.remote_as.as_deref()) {
+        (Some(n), None) => issues.take("spec.asNumber", values::asn(&n.0)).map(RemoteAs::Asn),
+        (None, Some("Internal")) => Some(RemoteAs::Internal),
+        (None, Some("External")) => Some(RemoteAs::External),
+        (None, Some(other)) => {
+            issues.add(
+                "spec.remoteAS",
+                format!("{other}: must be Internal or External; a number goes into asNumber"),
+            );
+            None
+        }
+        (None, None) => {
+            issues.add("spec", "exactly one of asNumber and remoteAS names the peer's AS: none is there");
+            None
+        }
+        (Some(_), Some(_)) => {
+            issues.add("spec", "exactly one of asNumber and remoteAS names the peer's AS: both are there");
+            None
+        }
+    }
+}
+
+fn hold_time(text: &Scalar) -> Result<Option<HoldTime>, String> {
+    let wrong = || format!("{text}: must be 0 (no hold timer) or whole seconds from 3s to 65535s");
+    let time = values::duration(&text.0)?;
+    let seconds = u16::try_from(time.as_secs()).map_err(|_| wrong())?;
+    if time.subsec_nanos() != 0 {
+        return Err(wrong());
+    }
+    HoldTime::from_wire(seconds).map_err(|_| wrong())
+}
+
+/// Keepalives that come more rarely than the hold time would tear the session down again and again.
+fn keepalive(text: Option<&Scalar>, hold: Option<HoldTime>, issues: &mut Issues) -> Option<Duration> {
+    let text = text?;
+    let path = "spec.keepaliveTime";
+    let time = issues.take(path, values::duration(&text.0))?;
+    match hold {
+        None if time.is_zero() => None,
+        None => {
+            issues.add(path, format!("{text}: with holdTime 0 no keepalives are sent; leave it out"));
+            None
+        }
+        Some(_) if time < Duration::from_secs(1) => {
+            issues.add(path, format!("{text}: must be at least 1s"));
+            None
+        }
+        Some(hold) if time >= hold.duration() => {
+            issues.add(
+                path,
+                format!("{text}: must be less than holdTime {}s, a third of it as a rule", hold.seconds()),
+            );
+            None
+        }
+        Some(_) => Some(time),
+    }
+}
+
+fn source_address(text: &str) -> Result<SourceAddress, String> {
+    match text {
+        "UseNodeIP" => Ok(SourceAddress::NodeIp),
+        "None" => Ok(SourceAddress::Kernel),
+        other => other
+            .parse()
+            .map(SourceAddress::Address)
+            .map_err(|_| format!("{other}: must be UseNodeIP, None or an address of the node")),
+    }
+}
+
+fn next_hop(text: &str) -> Result<NextHopMode, String> {
+    match text {
+        "Self" => Ok(NextHopMode::Self_),
+        "Keep" => Ok(NextHopMode::Keep),
+        "Auto" => Ok(NextHopMode::Auto),
+        other => Err(format!("{other}: must be Self, Keep or Auto")),
+    }
+}
+
+fn families(list: Option<&[String]>, issues: &mut Issues) -> Vec<Family> {
+    let Some(list) = list else { return Family::ALL.to_vec() };
+    let mut families = issues.each("spec.families", list, |f| match f.as_str() {
+        "ipv4" => Ok(Family::Ipv4Unicast),
+        "ipv6" => Ok(Family::Ipv6Unicast),
+        other => Err(format!("{other}: must be ipv4 or ipv6")),
+    });
+    families.sort_unstable();
+    families.dedup();
+    if list.is_empty() {
+        issues.add("spec.families", "[]: names no family; leave it out for both");
+    }
+    families
+}
+
+fn password(spec: &PasswordSpec, issues: &mut Issues) -> SecretKeyRef {
+    let path = "spec.password.secretKeyRef";
+    let name = issues.take(format!("{path}.name"), values::name(&spec.secret_key_ref.name));
+    let key = issues.take(format!("{path}.key"), values::name(&spec.secret_key_ref.key));
+    SecretKeyRef { name: name.unwrap_or_default(), key: key.unwrap_or_default() }
+}
+
+fn max_prefixes(spec: Option<&MaxPrefixesSpec>, issues: &mut Issues) -> MaxPrefixes {
+    let limit = spec
+        .and_then(|s| s.limit)
+        .map(|n| values::number_within(n, 1, i64::from(u32::MAX)).map(|n| n as u32));
+    let action = spec.and_then(|s| s.action.as_deref()).map(|a| match a {
+        "Warn" => Ok(MaxPrefixesAction::Warn),
+        "Reject" => Ok(MaxPrefixesAction::Reject),
+        "Disable" => Ok(MaxPrefixesAction::Disable),
+        other => Err(format!("{other}: must be Warn, Reject or Disable")),
+    });
+    MaxPrefixes {
+        limit: issues.or("spec.maxPrefixes.limit", limit, 10_000),
+        action: issues.or("spec.maxPrefixes.action", action, MaxPrefixesAction::Warn),
+    }
+}
+
+fn bfd(spec: &BfdSpec, issues: &mut Issues) -> Bfd {
+    let mut interval = |path: &str, text: Option<&Scalar>| {
+        let time =
+            text.map(|t| values::duration_within(t, Duration::from_millis(10), Duration::from_secs(60)));
+        issues.or(path, time, Duration::from_millis(100))
+    };
+    let min_tx = interval("spec.bfd.minTx", spec.min_tx.as_ref());
+    let min_rx = interval("spec.bfd.minRx", spec.min_rx.as_ref());
+    let multiplier = spec.multiplier.map(|n| values::number_within(n, 2, 255).map(|n| n as u8));
+    Bfd { min_tx, min_rx, multiplier: issues.or("spec.bfd.multiplier", multiplier, 3) }
+}
+
+fn filter_names(path: &str, list: Option<&[String]>, issues: &mut Issues) -> Vec<String> {
+    issues.each(path, list.unwrap_or_default(), |n| values::name(n))
+}
+
+fn shutdown(spec: &ShutdownSpec, issues: &mut Issues) -> Option<String> {
+    let message = spec.message.clone().unwrap_or_default();
+    // RFC 9003: the text has one octet for its length.
+    if message.len() > 255 {
+        issues.add("spec.shutdown.message", format!("{} bytes long: at most 255 can be sent", message.len()));
+    }
+    spec.enabled.unwrap_or(false).then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn validate(mut over: Value) -> Result<BgpPeer, Vec<Issue>> {
+        let mut spec = json!({"peerIP": "10.1.0.1", "asNumber": 65001});
+        let target = spec.as_object_mut().unwrap();
+        for (key, value) in over.as_object_mut().unwrap() {
+            match value {
+                Value::Null => target.remove(key),
+                other => target.insert(key.clone(), other.take()),
+            };
+        }
+        BgpPeer::validate("tor-a", &serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn address_and_as_are_enough() {
+        let peer = validate(json!({})).unwrap();
+        assert_eq!(peer.target, PeerTarget::Address("10.1.0.1".parse().unwrap()));
+        assert_eq!(peer.remote_as, RemoteAs::Asn(Asn(65001)));
+        assert_eq!(peer.hold_time.unwrap().seconds(), 90);
+        assert_eq!(peer.connect_retry, Duration::from_secs(5));
+        assert_eq!(peer.families, Family::ALL);
+        assert_eq!(peer.max_prefixes, MaxPrefixes { limit: 10_000, action: MaxPrefixesAction::Warn });
+        assert_eq!((peer.port, peer.required, peer.bfd, peer.shutdown), (179, true, None, None));
+        assert_eq!(peer.source_address, SourceAddress::NodeIp);
+    }
+
+    #[test]
+    fn every_field_of_the_interface_is_read() {
+        let peer = validate(json!({
+            "nodeSelector": {"matchLabels": {"rack": "a"}}, "port": 1179, "localASNumber": 65101,
+            "holdTime": "1m30s", "keepaliveTime": "30s", "connectRetry": "5s", "passive": true,
+            "sourceAddress": "10.1.0.11", "ebgpMultihop": 2, "ttlSecurity": false, "families": ["ipv6", "ipv4"],
+            "addPath": {"receive": true, "send": false}, "extendedNextHop": true, "nextHop": "Keep", "allowAsIn": 1,
+            "asOverride": true, "routeReflectorClient": false,
+            "password": {"secretKeyRef": {"name": "tor-a", "key": "password"}},
+            "maxPrefixes": {"limit": 5, "action": "Disable"},
+            "bfd": {"minTx": "100ms", "minRx": "200ms", "multiplier": 3},
+            "importFilters": ["racks"], "exportFilters": [], "required": false,
+            "shutdown": {"enabled": true, "message": "maintenance"}
+        }))
+        .unwrap();
+        assert_eq!(peer.shutdown.as_deref(), Some("maintenance"));
+        assert_eq!(peer.import_filters, ["racks"]);
+        assert_eq!(peer.bfd.unwrap().min_rx, Duration::from_millis(200));
+        let named: Vec<_> = peer.unsupported().into_iter().map(|i| i.path).collect();
+        assert_eq!(named, ["spec.bfd", "spec.addPath", "spec.extendedNextHop"]);
+    }
+
+    #[rstest]
+    #[case(json!({"peerIP": null}), "spec", "none is there")]
+    #[case(json!({"interface": "eth1"}), "spec", "more than one is there")]
+    #[case(json!({"peerIP": null, "autoDiscover": "Magic"}), "spec.autoDiscover", "must be DefaultGateway")]
+    #[case(json!({"peerIP": null, "interface": "an-interface-name"}), "spec.interface", "at most 15")]
+    #[case(json!({"peerIP": "10.1.0"}), "spec.peerIP", "must be an IPv4 or IPv6 address")]
+    #[case(json!({"peerIP": "224.0.0.5"}), "spec.peerIP", "no peer can have")]
+    #[case(json!({"peerIP": "fe80::1"}), "spec.peerIP", "use interface")]
+    #[case(json!({"asNumber": null}), "spec", "none is there")]
+    #[case(json!({"remoteAS": "External"}), "spec", "both are there")]
+    #[case(json!({"asNumber": null, "remoteAS": "65001"}), "spec.remoteAS", "goes into asNumber")]
+    #[case(json!({"asNumber": 0}), "spec.asNumber", "reserved")]
+    #[case(json!({"localASNumber": 4294967295_u32}), "spec.localASNumber", "reserved")]
+    #[case(json!({"holdTime": "2s"}), "spec.holdTime", "3s to 65535s")]
+    #[case(json!({"holdTime": "65536s"}), "spec.holdTime", "3s to 65535s")]
+    #[case(json!({"holdTime": 90}), "spec.holdTime", "with its unit")]
+    #[case(json!({"keepaliveTime": "90s"}), "spec.keepaliveTime", "less than holdTime")]
+    #[case(json!({"keepaliveTime": "100ms"}), "spec.keepaliveTime", "at least 1s")]
+    #[case(json!({"holdTime": "0", "keepaliveTime": "30s"}), "spec.keepaliveTime", "leave it out")]
+    #[case(json!({"connectRetry": "0s"}), "spec.connectRetry", "from 100ms")]
+    #[case(json!({"port": 0}), "spec.port", "from 1 to 65535")]
+    #[case(json!({"sourceAddress": "eth0"}), "spec.sourceAddress", "must be UseNodeIP")]
+    #[case(json!({"sourceAddress": "fd00::1"}), "spec.sourceAddress", "same family")]
+    #[case(json!({"ebgpMultihop": 0}), "spec.ebgpMultihop", "from 1 to 255")]
+    #[case(json!({"ebgpMultihop": 2, "ttlSecurity": true}), "spec.ttlSecurity", "drop one")]
+    #[case(json!({"families": []}), "spec.families", "names no family")]
+    #[case(json!({"families": ["ipv4", "vpnv4"]}), "spec.families[1]", "must be ipv4 or ipv6")]
+    #[case(json!({"nextHop": "Other"}), "spec.nextHop", "must be Self")]
+    #[case(json!({"allowAsIn": 11}), "spec.allowAsIn", "from 0 to 10")]
+    #[case(json!({"password": {"secretKeyRef": {"name": "", "key": "k"}}}), "spec.password.secretKeyRef.name", "must be 1")]
+    #[case(json!({"maxPrefixes": {"limit": 0}}), "spec.maxPrefixes.limit", "from 1")]
+    #[case(json!({"maxPrefixes": {"action": "Drop"}}), "spec.maxPrefixes.action", "must be Warn")]
+    #[case(json!({"bfd": {"minTx": "1ms"}}), "spec.bfd.minTx", "from 10ms")]
+    #[case(json!({"bfd": {"multiplier": 1}}), "spec.bfd.multiplier", "from 2")]
+    #[case(json!({"importFilters": ["a b"]}), "spec.importFilters[0]", "must be 1")]
+    #[case(json!({"shutdown": {"message": "x".repeat(256)}}), "spec.shutdown.message", "at most 255")]
+    #[case(json!({"asNumber": null, "remoteAS": "External", "routeReflectorClient": true}), "spec.routeReflectorClient", "internal")]
+    #[case(json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}), "spec.nodeSelector.matchExpressions[0]", "needs values")]
+    fn what_is_wrong_is_named_with_its_remedy(#[case] over: Value, #[case] path: &str, #[case] reason: &str) {
+        let issues = validate(over).unwrap_err();
+        assert_eq!(issues.len(), 1, "{issues:?}");
+        assert_eq!(issues[0].path, path);
+        assert!(issues[0].reason.contains(reason), "{}", issues[0]);
+    }
+
+    #[test]
+    fn all_issues_come_at_once() {
+        let issues = validate(json!({"holdTime": "1s", "port": 0, "nextHop": "x"})).unwrap_err();
+        assert_eq!(issues.len(), 3);
+    }
+
+    #[test]
+    fn hold_time_zero_means_no_timer() {
+        let peer = validate(json!({"holdTime": "0s", "keepaliveTime": "0"})).unwrap();
+        assert_eq!((peer.hold_time, peer.keepalive), (None, None));
+    }
+
+    #[rstest]
+    #[case(json!({"peerIP": null, "interface": "eth1"}), "spec.interface")]
+    #[case(json!({"peerIP": null, "autoDiscover": "DefaultGateway"}), "spec.autoDiscover")]
+    fn peers_that_cannot_be_had_yet_say_so(#[case] over: Value, #[case] path: &str) {
+        let unsupported = validate(over).unwrap().unsupported();
+        assert_eq!(unsupported[0].path, path);
+        assert!(unsupported[0].reason.contains("there is no session"));
+    }
+}
