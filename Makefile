@@ -1,0 +1,38 @@
+# The short entry points. CI runs these same ones.
+.DEFAULT_GOAL := help
+.PHONY: help deps build lab lab-up lab-down test check bench
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+deps: ## install the Debian packages that lab and tests use, services kept from starting
+	@hack/install-packages
+
+build: deps ## release binaries: manx-agent, manxctl, manx-cni (static)
+	cargo build --release --locked --package manx-agent
+	@hack/build-cni $(RELEASE)
+
+lab: build ## bring up the lab, run its checks, tear it down
+	cargo build --release --locked --package manx-tests --bin manx-lab
+	$(RELEASE)/manx-lab all
+
+lab-up: build ## bring up the lab and leave it standing
+	cargo build --release --locked --package manx-tests --bin manx-lab
+	$(RELEASE)/manx-lab up
+
+lab-down: ## remove the lab
+	cargo build --release --locked --package manx-tests --bin manx-lab
+	$(RELEASE)/manx-lab down
+
+test: build ## every test: unit, property, kernel, lab
+	@hack/test
+
+check: ## formatting, lints, documentation, licences
+	@hack/check
+
+bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds
+	cargo build --release --locked --package manx-tests --bin manx-bench
+	$(RELEASE)/manx-bench
