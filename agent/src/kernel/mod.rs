@@ -1,0 +1,61 @@
+//! The kernel's doors: routes, links, packet filter, sets, sysctls. IO only: what should be there is decided elsewhere.
+//!
+//! ```text
+//! netlink -+- fib      routes we own, written in bulk by a thread of its own
+//!          +- link     links, addresses and other owners' routes, as a snapshot and events
+//!          +- ipset    sets, over a socket that stays open
+//! iptables, sysctl     processes and /proc
+//! policy               carries out the policy engine's plan over ipset and iptables
+//! cleanup              finds and removes all of ours
+//! ```
+//!
+//! Everything acts in the network namespace of the thread that opens it.
+
+pub mod fib;
+pub mod netlink;
+
+/// An address family of the kernel's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// AF_INET.
+    Ipv4,
+    /// AF_INET6.
+    Ipv6,
+}
+
+impl Family {
+    /// Both, in the order in which work is done.
+    pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// The family of an address.
+    pub fn of(address: std::net::IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// The family of a prefix.
+    pub fn of_prefix(prefix: ipnetwork::IpNetwork) -> Self {
+        if prefix.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// AF_INET or AF_INET6, as it stands in netlink messages.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Ipv4 => libc::AF_INET as u8,
+            Self::Ipv6 => libc::AF_INET6 as u8,
+        }
+    }
+
+    /// From AF_INET or AF_INET6.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::BOTH.into_iter().find(|family| family.number() == number)
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
+}
