@@ -127,7 +127,7 @@ fn expected(
         (Family::Ipv4Unicast, NextHop::V4(address)) => lines.push(format!("next hop {address}")),
         (_, NextHop::V4(address)) => lines.push(format!("mp next hop {address} {}", shown.join(" "))),
         (_, NextHop::V6 { global, link_local: None }) => {
-            lines.push(format!("mp next hop {global} {}", shown.join(" ")))
+            lines.push(format!("mp next hop {global} {}", shown.join(" ")));
         }
         (_, NextHop::V6 { global, link_local: Some(second) }) => {
             lines.push(format!("mp next hop {global} {second} {}", shown.join(" ")));

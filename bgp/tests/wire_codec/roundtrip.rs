@@ -10,7 +10,7 @@ use manx_bgp::wire::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::generate::{announcement, asn, attributes, capability, context, far_end, nlri};
+use crate::generate::{announcement, asn, capability, context, far_end, nlri};
 
 /// Encodes all prefixes, in as many messages as it takes.
 fn write(
@@ -110,11 +110,6 @@ proptest! {
         let frame = framer.next_frame().unwrap().unwrap();
         let ctx = crate::support::external();
         prop_assert_eq!(decode(frame, &ctx).unwrap(), Message::Open(open));
-    }
-
-    #[test]
-    fn equal_attributes_give_equal_bytes(attributes in attributes(), ctx in context()) {
-        prop_assert_eq!(EncodedAttributes::new(&attributes, &ctx), EncodedAttributes::new(&attributes.clone(), &ctx));
     }
 }
 
