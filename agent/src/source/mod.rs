@@ -13,7 +13,12 @@
 //!
 //! Objects are parsed here, at the door: behind it nobody sees YAML, JSON or Kubernetes' own types.
 
+mod decode;
+pub mod directory;
+pub mod manifest;
+pub mod manifest_dir;
 mod object;
+mod tree;
 
 pub use object::{Endpoint, EndpointSlice, Kind, Node, Object, ObjectKey, Secret, Service, ServiceKind};
 
@@ -40,8 +45,8 @@ pub struct Problem {
     pub file: Option<String>,
     /// Line in the file, from 1.
     pub line: Option<u32>,
-    /// The object, where it is known.
-    pub object: Option<ObjectKey>,
+    /// The object, such as `BGPPeer tor-a`, where it is known.
+    pub object: Option<String>,
     /// What is wrong and what to do about it; one line, without the values of secrets.
     pub reason: String,
     /// What was said before stays in force, so that the state in force is older than what the source holds.
@@ -53,7 +58,7 @@ impl From<&Problem> for crate::view::StatusProblem {
         crate::view::StatusProblem {
             file: p.file.clone(),
             line: p.line,
-            object: p.object.as_ref().map(ToString::to_string),
+            object: p.object.clone(),
             reason: p.reason.clone(),
         }
     }
