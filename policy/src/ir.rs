@@ -113,15 +113,15 @@ pub enum Match {
     Icmp6(u8),
     /// IPv6 hop limit.
     HopLimit(u8),
-    /// Of the mark, the bits under `mask` equal `value`.
+    /// Of the mark, the bits under `mask` equal `value`, or with `negated` do not.
     Mark {
         /// Wanted bits.
         value: u32,
         /// Looked-at bits.
         mask: u32,
+        /// Anything but `value`.
+        negated: bool,
     },
-    /// The destination is an address of this node.
-    ToThisNode,
 }
 
 /// What a rule does.

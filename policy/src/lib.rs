@@ -10,12 +10,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calc;
+pub mod compile;
 pub mod engine;
+pub mod grants;
 pub mod ir;
 pub mod k8s;
+pub mod members;
 pub mod model;
+pub mod names;
 pub mod plan;
 pub mod selector;
+pub mod sim;
 pub mod state;
 pub mod verdict;
 

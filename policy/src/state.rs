@@ -28,6 +28,19 @@ pub enum Owner<'a> {
     Unknown,
 }
 
+/// Somebody with addresses and labels who can be a peer: a pod that counts, or an attachment without pod arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace and name.
+    pub id: PodId,
+    /// Labels; none for an attachment without pod arguments.
+    pub labels: Labels,
+    /// Sorted; may be empty.
+    pub addresses: Addresses,
+    /// Named ports.
+    pub ports: Arc<[NamedPort]>,
+}
+
 /// All that is known, by name. Ordered, so that nothing that is printed depends on the order of arrival.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -144,22 +157,43 @@ impl State {
         }
     }
 
-    /// The addresses by which a pod counts as a peer: those of its attachments on this node where it has any, else what its
-    /// status says. None for pods that are finished or share their node's addresses.
-    pub fn addresses(&self, pod: &Pod) -> Addresses {
-        if pod.finished || pod.host_network {
-            return Addresses::new();
-        }
-        let mut attached = Addresses::new();
-        for endpoint in self.endpoints_naming(&pod.id) {
-            if matches!(self.owner(endpoint), Owner::Pod(_)) {
-                attached.extend(endpoint.addresses.iter().copied());
+    /// The one of this name as a peer. `None`: unknown, finished (its address may be another's already) or a host-network pod
+    /// (its address is the node's).
+    ///
+    /// The addresses are those of its attachments on this node where it has any, else what its status says.
+    pub fn workload(&self, id: &PodId) -> Option<Workload> {
+        let pod = self.pods.get(id);
+        let mut addresses = Addresses::new();
+        let mut anonymous = false;
+        for endpoint in self.endpoints_naming(id) {
+            match self.owner(endpoint) {
+                Owner::Pod(_) => {}
+                Owner::Anonymous(_) => anonymous = true,
+                Owner::Unknown => continue,
             }
+            addresses.extend(endpoint.addresses.iter().copied());
         }
-        let mut addresses = if attached.is_empty() { pod.addresses.clone() } else { attached };
+        let (labels, ports) = match pod {
+            Some(pod) if pod.finished || pod.host_network => return None,
+            Some(pod) => {
+                if addresses.is_empty() {
+                    addresses.clone_from(&pod.addresses);
+                }
+                (pod.labels.clone(), pod.ports.clone())
+            }
+            None if anonymous => (Labels::default(), Arc::default()),
+            None => return None,
+        };
         addresses.sort();
         addresses.dedup();
-        addresses
+        Some(Workload { id: id.clone(), labels, addresses, ports })
+    }
+
+    /// Everyone who can be a peer, by name.
+    pub fn workloads(&self) -> impl Iterator<Item = Workload> {
+        let anonymous = self.endpoints_of.keys().filter(|id| !self.pods.contains_key(*id));
+        let names: BTreeSet<&PodId> = self.pods.keys().chain(anonymous).collect();
+        names.into_iter().filter_map(|id| self.workload(id))
     }
 
     /// Does the selector choose a workload of this namespace with these labels?

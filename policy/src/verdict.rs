@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::model::{
-    Action, Direction, IpBlock, Peer, Pod, PodId, Policy, PolicyId, Port, Protocol, Rule, Str, Tier,
+    Action, Direction, IpBlock, NamedPort, Peer, PodId, Policy, Port, Protocol, Rule, Str, Tier,
 };
-use crate::state::State;
+use crate::state::{State, Workload};
 
 /// One side of a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -99,125 +99,157 @@ pub const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
 
 /// Judges a flow.
 pub fn verdict(state: &State, flow: &Flow) -> FlowVerdict {
-    let mut decisions = Vec::new();
-    for direction in [Direction::Egress, Direction::Ingress] {
-        let (this, other) = match direction {
-            Direction::Egress => (&flow.source, &flow.destination),
-            Direction::Ingress => (&flow.destination, &flow.source),
-        };
-        if let Place::Pod(id, node) = &this.place {
-            let own_node = matches!((&other.place, node), (Place::Node(a), Some(b)) if a == b);
-            let (allowed, reason) = decide(state, id, direction, flow, own_node);
-            decisions.push(Decision { direction, pod: id.to_string(), allowed, reason });
-        }
-    }
-    FlowVerdict { allowed: decisions.iter().all(|d| d.allowed), decisions }
+    Oracle::new(state).verdict(flow)
 }
 
-fn decide(state: &State, id: &PodId, direction: Direction, flow: &Flow, own_node: bool) -> (bool, Reason) {
-    let Some(pod) = state.pod(id) else { return (false, Reason::UnknownPod) };
-    if direction == Direction::Egress && flow.protocol == Protocol::Udp && TUNNEL_PORTS.contains(&flow.port) {
-        return (false, Reason::Tunnel);
+/// Judges many flows of one state: everyone who can be a peer is listed once.
+#[derive(Debug)]
+pub struct Oracle<'a> {
+    state: &'a State,
+    workloads: Vec<Workload>,
+}
+
+impl<'a> Oracle<'a> {
+    /// An oracle for this state.
+    pub fn new(state: &'a State) -> Self {
+        Oracle { state, workloads: state.workloads().collect() }
     }
-    if own_node {
-        return (true, Reason::OwnNode);
-    }
-    if pod.host_network {
-        return (true, Reason::NotIsolated);
-    }
-    let isolating: Vec<&Policy> = state
-        .policies()
-        .map(|policy| &**policy)
-        .filter(|p| !p.staged && p.id.tier == Tier::NetworkPolicy && p.rules(direction).is_some())
-        .filter(|p| state.selects(&p.subject, &pod.id.namespace, &pod.labels))
-        .collect();
-    if isolating.is_empty() {
-        return (true, Reason::NotIsolated);
-    }
-    for policy in &isolating {
-        for (index, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
-            if rule.action == Action::Accept && rule_allows(state, rule, direction, pod, flow) {
-                return (true, Reason::Rule { policy: policy.id.to_string(), tier: policy.id.tier, index });
+
+    /// Judges a flow.
+    pub fn verdict(&self, flow: &Flow) -> FlowVerdict {
+        let mut decisions = Vec::new();
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let (this, other) = match direction {
+                Direction::Egress => (&flow.source, &flow.destination),
+                Direction::Ingress => (&flow.destination, &flow.source),
+            };
+            if let Place::Pod(id, node) = &this.place {
+                let own_node = matches!((&other.place, node), (Place::Node(a), Some(b)) if a == b);
+                let (allowed, reason) = self.decide(id, direction, flow, own_node);
+                decisions.push(Decision { direction, pod: id.to_string(), allowed, reason });
             }
         }
+        FlowVerdict { allowed: decisions.iter().all(|d| d.allowed), decisions }
     }
-    (false, Reason::Isolated { policies: names(&isolating) })
-}
 
-fn names(policies: &[&Policy]) -> Vec<String> {
-    policies.iter().map(|p| PolicyId::to_string(&p.id)).collect()
-}
-
-/// "Each rule allows traffic which matches both the from [to] and ports sections."
-fn rule_allows(state: &State, rule: &Rule, direction: Direction, pod: &Pod, flow: &Flow) -> bool {
-    if rule.refused {
-        return false;
-    }
-    let everyone = [None];
-    let listed: Vec<Option<&Peer>>;
-    let peers: &[Option<&Peer>] = match &rule.peers {
-        None => &everyone,
-        Some(peers) => {
-            listed = peers.iter().map(Some).collect();
-            &listed
+    fn decide(&self, id: &PodId, direction: Direction, flow: &Flow, own_node: bool) -> (bool, Reason) {
+        if direction == Direction::Egress
+            && flow.protocol == Protocol::Udp
+            && TUNNEL_PORTS.contains(&flow.port)
+        {
+            return (false, Reason::Tunnel);
         }
-    };
-    peers.iter().any(|peer| {
-        let ip = match direction {
+        let labels = match (self.state.pod(id), self.state.workload(id)) {
+            (Some(pod), _) if pod.host_network => return (true, Reason::NotIsolated),
+            (Some(pod), _) => pod.labels.clone(),
+            (None, Some(workload)) => workload.labels,
+            (None, None) => return (false, Reason::UnknownPod),
+        };
+        if own_node {
+            return (true, Reason::OwnNode);
+        }
+        let isolating: Vec<&Policy> = self
+            .state
+            .policies()
+            .map(|policy| &**policy)
+            .filter(|p| !p.staged && p.id.tier == Tier::NetworkPolicy && p.rules(direction).is_some())
+            .filter(|p| self.state.selects(&p.subject, &id.namespace, &labels))
+            .collect();
+        if isolating.is_empty() {
+            return (true, Reason::NotIsolated);
+        }
+        for policy in &isolating {
+            for (index, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
+                if rule.action == Action::Accept && self.rule_allows(rule, direction, id, flow) {
+                    return (
+                        true,
+                        Reason::Rule { policy: policy.id.to_string(), tier: policy.id.tier, index },
+                    );
+                }
+            }
+        }
+        (false, Reason::Isolated { policies: isolating.iter().map(|p| p.id.to_string()).collect() })
+    }
+
+    /// "Each rule allows traffic which matches both the from [to] and ports sections." An absent section matches all.
+    fn rule_allows(&self, rule: &Rule, direction: Direction, pod: &PodId, flow: &Flow) -> bool {
+        if rule.refused {
+            return false;
+        }
+        let other = match direction {
             Direction::Ingress => flow.source.ip,
             Direction::Egress => flow.destination.ip,
         };
-        peer.is_none_or(|peer| peer_is(state, peer, ip))
-            && ports_allow(state, rule, *peer, direction, pod, flow)
-    })
-}
+        let allows = |peer: Option<&Peer>| {
+            peer.is_none_or(|peer| self.is_peer(peer, other))
+                && self.ports_allow(rule, peer, direction, pod, flow)
+        };
+        match &rule.peers {
+            None => allows(None),
+            Some(peers) => peers.iter().any(|peer| allows(Some(peer))),
+        }
+    }
 
-fn peer_is(state: &State, peer: &Peer, ip: IpAddr) -> bool {
-    match peer {
-        Peer::Block(block) => in_block(block, ip),
-        Peer::Pods(_) => state.pods().any(|pod| pod_is_peer(state, pod, Some(peer), ip)),
+    fn is_peer(&self, peer: &Peer, ip: IpAddr) -> bool {
+        match peer {
+            Peer::Block(block) => in_block(block, ip),
+            Peer::Pods(_) => self.workloads.iter().any(|workload| self.stands_for(workload, Some(peer), ip)),
+        }
+    }
+
+    /// Has this workload that address, and is it one of those whom the peer selects? A block, like no peer at all, selects
+    /// by address alone.
+    fn stands_for(&self, workload: &Workload, peer: Option<&Peer>, ip: IpAddr) -> bool {
+        let selected = match peer {
+            Some(Peer::Pods(selector)) => {
+                self.state.selects(selector, &workload.id.namespace, &workload.labels)
+            }
+            Some(Peer::Block(_)) | None => true,
+        };
+        selected && workload.addresses.contains(&ip)
+    }
+
+    fn ports_allow(
+        &self,
+        rule: &Rule,
+        peer: Option<&Peer>,
+        direction: Direction,
+        pod: &PodId,
+        flow: &Flow,
+    ) -> bool {
+        let Some(ports) = &rule.ports else { return true };
+        ports.iter().any(|port| match port {
+            Port::All(protocol) => flow.protocol == *protocol,
+            Port::Range(protocol, first, last) => {
+                flow.protocol == *protocol && (*first..=*last).contains(&flow.port)
+            }
+            Port::Named(protocol, name) => {
+                flow.protocol == *protocol && self.names_port(name, peer, direction, pod, flow)
+            }
+        })
+    }
+
+    /// "Resolves on the destination pod": for ingress the policed pod itself, for egress whoever of the peers is there.
+    fn names_port(
+        &self,
+        name: &Str,
+        peer: Option<&Peer>,
+        direction: Direction,
+        pod: &PodId,
+        flow: &Flow,
+    ) -> bool {
+        let has = |ports: &[NamedPort]| {
+            ports.iter().any(|p| p.protocol == flow.protocol && p.name == *name && p.number == flow.port)
+        };
+        match direction {
+            Direction::Ingress => self.state.pod(pod).is_some_and(|pod| has(&pod.ports)),
+            Direction::Egress => {
+                self.workloads.iter().any(|w| self.stands_for(w, peer, flow.destination.ip) && has(&w.ports))
+            }
+        }
     }
 }
 
 fn in_block(block: &IpBlock, ip: IpAddr) -> bool {
     block.cidr.contains(ip) && !block.except.iter().any(|hole| hole.contains(ip))
-}
-
-/// Is this pod at that address, and among the peers (a block says nothing about pods, `None` is everyone)?
-fn pod_is_peer(state: &State, pod: &Pod, peer: Option<&Peer>, ip: IpAddr) -> bool {
-    let selected = match peer {
-        Some(Peer::Pods(selector)) => state.selects(selector, &pod.id.namespace, &pod.labels),
-        Some(Peer::Block(_)) | None => true,
-    };
-    selected && state.addresses(pod).contains(&ip)
-}
-
-fn ports_allow(
-    state: &State,
-    rule: &Rule,
-    peer: Option<&Peer>,
-    direction: Direction,
-    pod: &Pod,
-    flow: &Flow,
-) -> bool {
-    let Some(ports) = &rule.ports else { return true };
-    let has = |pod: &Pod, protocol: Protocol, name: &Str| {
-        pod.ports.iter().any(|p| p.protocol == protocol && p.name == *name && p.number == flow.port)
-    };
-    ports.iter().any(|port| match port {
-        Port::All(protocol) => flow.protocol == *protocol,
-        Port::Range(protocol, first, last) => {
-            flow.protocol == *protocol && (*first..=*last).contains(&flow.port)
-        }
-        Port::Named(protocol, name) => {
-            flow.protocol == *protocol
-                && match direction {
-                    Direction::Ingress => has(pod, *protocol, name),
-                    Direction::Egress => state.pods().any(|destination| {
-                        pod_is_peer(state, destination, peer, flow.destination.ip)
-                            && has(destination, *protocol, name)
-                    }),
-                }
-        }
-    })
 }

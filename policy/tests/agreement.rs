@@ -1,0 +1,62 @@
+//! `sim(compile(calc(state)))` is `verdict(state)`; the incremental calculation is the one from scratch.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{cluster, layout, seen_here, update, wire_flow};
+use manx_policy::calc::{Calc, from_scratch};
+use manx_policy::model::{Family, Update};
+use manx_policy::sim;
+use manx_policy::verdict::Oracle;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn calc(updates: impl IntoIterator<Item = Update>) -> Calc {
+    let mut calc = Calc::new("manx");
+    for update in updates {
+        calc.apply(update);
+    }
+    calc
+}
+
+#[test]
+fn sim_of_compile_of_calc_is_the_verdict() {
+    static PAIRS: AtomicUsize = AtomicUsize::new(0);
+    static DENIED: AtomicUsize = AtomicUsize::new(0);
+    let config = ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(updates in cluster(), flows in vec(wire_flow(), 1..400))| {
+        let calc = calc(updates);
+        let snapshot = calc.snapshot();
+        let programs = Family::ALL.map(|family| layout().program(&snapshot, family));
+        let oracle = Oracle::new(calc.state());
+        for wire in flows {
+            let Some((packet, flow, unknown)) = seen_here(calc.state(), wire) else { continue };
+            let trace = sim::run(&programs[packet.family() as usize], &packet).expect("a complete program");
+            let expected = oracle.verdict(&flow);
+            let allowed = expected.allowed && !unknown;
+            prop_assert_eq!(trace.passed, allowed, "{:?}\noracle: {:?}\nsim: {:#?}", flow, expected, trace.steps);
+            prop_assert_eq!(trace.passed && trace.mark & 0x0f00_0000 != 0, false, "mark bits are left: {:#?}", trace);
+            PAIRS.fetch_add(1, Ordering::Relaxed);
+            DENIED.fetch_add(usize::from(!allowed), Ordering::Relaxed);
+        }
+    });
+    let (pairs, denied) = (PAIRS.load(Ordering::Relaxed), DENIED.load(Ordering::Relaxed));
+    assert!(pairs > 100_000, "only {pairs} pairs");
+    assert!(
+        denied > pairs / 10 && denied < pairs * 9 / 10,
+        "{denied} of {pairs} denied: the generator is lopsided"
+    );
+}
+
+#[test]
+fn incremental_calculation_equals_the_one_from_scratch_after_every_update() {
+    let config = ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(updates in vec(update(), 1..60))| {
+        let mut calc = Calc::new("manx");
+        for update in updates {
+            calc.apply(update);
+            prop_assert_eq!(calc.snapshot(), from_scratch(calc.state(), "manx"));
+        }
+    });
+}
