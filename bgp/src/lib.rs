@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod filter;
+mod rib;
+pub mod session;
 pub mod speaker;
 pub mod types;
 pub mod wire;

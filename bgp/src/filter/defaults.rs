@@ -144,7 +144,8 @@ impl PrefixSet {
     fn replace(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
         let mut new = PrefixSet::default();
         for addr in addresses {
-            let host = Prefix::new(addr, if addr.is_ipv4() { 32 } else { 128 }).expect("a host length is legal");
+            let host =
+                Prefix::new(addr, if addr.is_ipv4() { 32 } else { 128 }).expect("a host length is legal");
             new.set(host, true);
         }
         let changed = new != *self;

@@ -238,11 +238,12 @@ impl Set {
 /// where it is full.
 pub fn prepend(path: &mut AsPath, asn: Asn) {
     match path.segments.first_mut() {
-        Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => first.asns.insert(0, asn),
-        _ => path.segments.insert(
-            0,
-            Segment { kind: SegmentKind::Sequence, asns: std::iter::once(asn).collect() },
-        ),
+        Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => {
+            first.asns.insert(0, asn);
+        }
+        _ => path
+            .segments
+            .insert(0, Segment { kind: SegmentKind::Sequence, asns: std::iter::once(asn).collect() }),
     }
 }
 
@@ -295,8 +296,7 @@ impl<'a> Candidate<'a> {
         m.prefix.is_none_or(|range| range.contains(prefix))
             && m.communities.iter().all(|c| self.attributes.communities.contains(c))
             && m.large_communities.iter().all(|c| self.attributes.large_communities.contains(c))
-            && m.next_hop
-                .is_none_or(|within| self.next_hop.is_some_and(|nh| within.contains_addr(nh.addr())))
+            && m.next_hop.is_none_or(|within| self.next_hop.is_some_and(|nh| within.contains_addr(nh.addr())))
             && match &m.neighbor {
                 None => true,
                 Some(Neighbor::Name(name)) => name == self.neighbor_name,
@@ -470,8 +470,7 @@ mod tests {
     #[test]
     fn sets_are_written_in_braces() {
         let mut path = attributes(&[1]).as_path;
-        path.segments
-            .push(Segment { kind: SegmentKind::Set, asns: [Asn(2), Asn(3)].into_iter().collect() });
+        path.segments.push(Segment { kind: SegmentKind::Set, asns: [Asn(2), Asn(3)].into_iter().collect() });
         assert_eq!(as_path_text(&path), "1 {2,3}");
     }
 

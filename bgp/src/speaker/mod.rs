@@ -4,182 +4,286 @@
 //! `poll_effect` and, for each connection that has something to say, `poll_transmit`; it calls
 //! `handle_timeout` when `poll_timeout` has come. Nothing here blocks, sleeps or asks the clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use bytes::BytesMut;
+use rustc_hash::FxHashMap;
 
-use crate::types::Prefix;
+use crate::rib::{Identity, Rib, local_attributes};
+use crate::session::Output;
+use crate::session::timers::Jitter;
+use crate::types::{Family, PeerType, Prefix};
+use crate::wire::iana::cease;
+use crate::wire::message::Notification;
 
 mod config;
 mod effect;
+mod helper;
+mod input;
+mod manage;
+mod peer;
+mod restart;
+mod show;
 mod view;
 
 pub use config::*;
 pub use effect::*;
+use peer::{Conn, Peer};
+use restart::Restart;
 pub use view::*;
 
 /// A BGP speaker without sockets and without a clock.
-#[derive(Debug)]
 pub struct Speaker {
     config: SpeakerConfig,
-    peers: BTreeMap<String, PeerConfig>,
+    rib: Rib,
+    /// By number; numbers are used again, names of connections never are. 0 is this node in the RIB.
+    peers: Vec<Option<Peer>>,
+    by_name: BTreeMap<String, u32>,
+    by_address: FxHashMap<IpAddr, u32>,
+    conns: FxHashMap<ConnId, Conn>,
+    next_conn: u64,
+    jitter: Jitter,
     effects: VecDeque<Effect>,
+    /// When to look at which peer; never later than its earliest timer.
+    timers: BTreeSet<(Instant, u32)>,
+    local_addresses: Vec<IpAddr>,
+    restart: Option<Restart>,
+    /// Set by `shutdown`: the text for the peers.
+    stopping: Option<String>,
+    /// Reused for what sessions put out.
+    scratch: Vec<Output>,
+}
+
+impl std::fmt::Debug for Speaker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Speaker")
+            .field("asn", &self.config.asn)
+            .field("router_id", &self.config.router_id)
+            .field("peers", &self.by_name.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Speaker {
     /// A speaker without peers and routes. With `graceful_restart.restarting` the restart window begins at `now`.
     pub fn new(config: SpeakerConfig, now: Instant) -> Self {
-        let _ = now;
-        Speaker { config, peers: BTreeMap::new(), effects: VecDeque::new() }
-    }
-
-    /// Changes what the speaker is. A new AS, identifier or host name resets the sessions; multipath limits decide anew.
-    pub fn configure(&mut self, now: Instant, config: SpeakerConfig) {
-        let _ = now;
-        self.config = config;
-    }
-
-    /// The node's own addresses: the default import rules refuse what covers one of them.
-    pub fn set_local_addresses(&mut self, now: Instant, addresses: Vec<IpAddr>) {
-        let _ = (now, addresses);
-    }
-
-    /// Adds a peer or changes it, disturbing the session as little as the change allows.
-    pub fn set_peer(&mut self, now: Instant, config: PeerConfig) {
-        let _ = now;
-        self.peers.insert(config.name.clone(), config);
-    }
-
-    /// Cease (6/3, deconfigured) and forget the peer with all its routes.
-    pub fn remove_peer(&mut self, now: Instant, name: &str) {
-        let _ = now;
-        self.peers.remove(name);
+        let mut rib = Rib::new(identity(&config));
+        let restart = config
+            .graceful_restart
+            .as_ref()
+            .filter(|gr| gr.restarting)
+            .map(|gr| Restart::new(now, gr.restart_time));
+        if restart.is_some() {
+            for family in Family::ALL {
+                rib.set_deferring(family, true);
+            }
+        }
+        Speaker {
+            jitter: Jitter::new(config.seed),
+            config,
+            rib,
+            peers: vec![None],
+            by_name: BTreeMap::new(),
+            by_address: FxHashMap::default(),
+            conns: FxHashMap::default(),
+            next_conn: 0,
+            effects: VecDeque::new(),
+            timers: BTreeSet::new(),
+            local_addresses: Vec::new(),
+            restart,
+            stopping: None,
+            scratch: Vec::new(),
+        }
     }
 
     /// Originates a route or changes the attributes of one.
-    pub fn originate(&mut self, now: Instant, route: LocalRoute) {
-        let _ = (now, route);
+    pub fn originate(&mut self, _now: Instant, route: LocalRoute) {
+        let mut attributes = local_attributes();
+        attributes.communities = route.communities.into_iter().collect();
+        attributes.communities.sort_unstable();
+        attributes.communities.dedup();
+        attributes.large_communities = route.large_communities;
+        attributes.large_communities.sort_unstable();
+        attributes.large_communities.dedup();
+        attributes.med = route.med;
+        attributes.local_pref = route.local_pref;
+        self.rib.originate(route.prefix, attributes);
     }
 
     /// Stops originating a route.
-    pub fn withdraw(&mut self, now: Instant, prefix: Prefix) {
-        let _ = (now, prefix);
+    pub fn withdraw(&mut self, _now: Instant, prefix: Prefix) {
+        self.rib.stop_originating(prefix);
     }
 
     /// The answer to `Effect::TrackNextHop`, and each later change.
     pub fn set_next_hop(&mut self, now: Instant, addr: IpAddr, state: NextHopState) {
-        let _ = (now, addr, state);
+        self.rib.set_next_hop(addr, state);
+        self.check_restart(now);
     }
 
-    /// A connection came in. `None`: nobody is configured at that address, or the peer refuses it now; close it.
-    pub fn accepted(&mut self, now: Instant, endpoints: Endpoints) -> Option<ConnId> {
-        let _ = (now, endpoints);
-        None
-    }
-
-    /// The dial of `Effect::Connect` succeeded.
-    pub fn connected(&mut self, now: Instant, conn: ConnId, endpoints: Endpoints) {
-        let _ = (now, conn, endpoints);
-    }
-
-    /// The dial of `Effect::Connect` failed.
-    pub fn connect_failed(&mut self, now: Instant, conn: ConnId, reason: String) {
-        let _ = (now, conn, reason);
-    }
-
-    /// Bytes came in, in any portions.
-    pub fn received(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
-        let _ = (now, conn, bytes);
-    }
-
-    /// The peer closed the connection, or it broke. Not reported for connections that `Effect::Close` named.
-    pub fn closed(&mut self, now: Instant, conn: ConnId, reason: String) {
-        let _ = (now, conn, reason);
-    }
-
-    /// The addresses of the interface under a connection changed: next hops of our own are sent anew.
-    pub fn endpoints_changed(&mut self, now: Instant, conn: ConnId, endpoints: Endpoints) {
-        let _ = (now, conn, endpoints);
+    /// The node's own addresses: the default import rules refuse what covers one of them.
+    pub fn set_local_addresses(&mut self, _now: Instant, addresses: Vec<IpAddr>) {
+        self.local_addresses = addresses;
+        self.refresh_protected_addresses();
     }
 
     /// An interface went down: sessions of directly connected external peers on it end at once, without waiting for
     /// the hold timer (fast fall-over).
     pub fn link_down(&mut self, now: Instant, ifindex: u32) {
-        let _ = (now, ifindex);
+        let concerned: Vec<u32> = self
+            .conns
+            .values()
+            .filter(|c| {
+                c.endpoints.as_ref().is_some_and(|e| e.connected && e.ifindex == ifindex && ifindex != 0)
+            })
+            .map(|c| c.peer)
+            .collect::<BTreeSet<u32>>()
+            .into_iter()
+            .collect();
+        for id in concerned {
+            let direct = self.peer(id).is_some_and(|p| {
+                p.config.ebgp_multihop.is_none() && p.peer_type(self.config.asn) == Some(PeerType::External)
+            });
+            if direct {
+                self.drive(now, id, |session, cx| session.transport_dead(cx, "interface went down"));
+            }
+        }
     }
 
-    /// Appends bytes for the connection, roughly 64 kB at most; `false` if there are none for now, and then
-    /// `Effect::Transmit` tells when there are again. Also drains a connection that `Effect::Close` has named.
+    /// Appends bytes for the connection, some 64 kB at most; `false` if there are none for now, and then
+    /// `Effect::Transmit` tells when there are again. Also drains a connection that `Effect::Close` has named, which must
+    /// be polled until `false`.
     pub fn poll_transmit(&mut self, conn: ConnId, out: &mut BytesMut) -> bool {
-        let _ = (conn, out);
-        false
+        let Some(c) = self.conns.get_mut(&conn) else {
+            return false;
+        };
+        // KEEPALIVEs and NOTIFICATIONs go before UPDATEs that are not made yet.
+        if !c.outbox.is_empty() {
+            out.extend_from_slice(&c.outbox);
+            c.outbox.clear();
+            return true;
+        }
+        if c.closing {
+            self.conns.remove(&conn);
+            return false;
+        }
+        let id = c.peer;
+        let Some(peer) = self.peers[id as usize].as_mut().filter(|p| p.session.established() == Some(conn))
+        else {
+            c.notified = false;
+            return false;
+        };
+        let updates = self.rib.pull(id, out);
+        peer.messages.updates_sent += updates;
+        peer.messages.sent += updates;
+        if updates == 0 {
+            c.notified = false;
+        }
+        updates > 0
     }
 
     /// The next thing to do or to tell.
     pub fn poll_effect(&mut self) -> Option<Effect> {
+        if self.effects.is_empty() {
+            self.rib.settle();
+            for (addr, watch) in self.rib.take_tracking() {
+                self.effects.push_back(match watch {
+                    true => Effect::TrackNextHop(addr),
+                    false => Effect::UntrackNextHop(addr),
+                });
+            }
+            for id in self.rib.take_woken() {
+                if let Some(conn) = self.peer(id).and_then(|p| p.session.established()) {
+                    self.notify(conn);
+                }
+            }
+            self.finish_restart();
+        }
         self.effects.pop_front()
     }
 
     /// The next change for the FIB. Drain it before `poll_effect`: `RestartComplete` follows the last change it covers.
     pub fn poll_route_change(&mut self) -> Option<RouteChange> {
-        None
+        self.rib.settle();
+        self.rib.poll_route_change()
     }
 
     /// When `handle_timeout` wants to be called; may be early, never late.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let timers = self.timers.first().map(|(at, _)| *at);
+        let restart = self.restart.as_ref().and_then(|r| r.timeout(&self.rib));
+        timers.into_iter().chain(restart).min()
     }
 
     /// Lets timers expire.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
-    }
-
-    /// Resets a peer's session. Whether there is such a peer.
-    pub fn reset(&mut self, now: Instant, peer: &str, how: Reset) -> bool {
-        let _ = (now, how);
-        self.peers.contains_key(peer)
-    }
-
-    /// Takes a peer down (Cease 6/2 with `message`, RFC 9003) or lets it come up again, over its configuration and until
-    /// that is changed. Whether there is such a peer.
-    pub fn set_enabled(&mut self, now: Instant, peer: &str, enabled: bool, message: &str) -> bool {
-        let _ = (now, enabled, message);
-        self.peers.contains_key(peer)
+        let mut due = Vec::new();
+        while let Some((at, id)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, id));
+            due.push(id);
+        }
+        for id in due {
+            if let Some(peer) = self.peers[id as usize].as_mut() {
+                peer.scheduled = None;
+                self.expire_helping(now, id);
+                self.drive(now, id, |session, cx| session.handle_timeout(cx));
+            }
+        }
+        self.check_restart(now);
     }
 
     /// Cease (6/2) with a text to all peers; they stay down.
     pub fn shutdown(&mut self, now: Instant, text: &str) {
-        let _ = (now, text);
+        self.stopping = Some(text.to_owned());
+        for id in self.peer_ids() {
+            self.reconcile(now, id);
+        }
     }
 
-    /// All peers, by name.
-    pub fn peers(&self, now: Instant) -> Vec<PeerView> {
-        let _ = now;
-        Vec::new()
+    fn peer(&self, id: u32) -> Option<&Peer> {
+        self.peers.get(id as usize)?.as_ref()
     }
 
-    /// Routes, by prefix.
-    pub fn routes(&self, query: &RouteQuery) -> Vec<RouteView> {
-        let _ = query;
-        Vec::new()
+    fn peer_ids(&self) -> Vec<u32> {
+        self.by_name.values().copied().collect()
     }
 
-    /// Everything known about a prefix.
-    pub fn explain(&self, prefix: Prefix) -> Explanation {
-        Explanation { prefix, paths: Vec::new(), next_hops: Vec::new(), exports: Vec::new() }
+    /// Says that a connection has bytes, unless that has been said.
+    fn notify(&mut self, conn: ConnId) {
+        if let Some(c) = self.conns.get_mut(&conn).filter(|c| !c.notified) {
+            c.notified = true;
+            self.effects.push_back(Effect::Transmit(conn));
+        }
     }
 
-    /// Longest match.
-    pub fn lookup(&self, addr: IpAddr) -> Option<Lookup> {
-        let _ = addr;
-        None
+    /// Remembers when to look at a peer next. An entry that is too early is left alone: it costs one look, while moving it
+    /// at each message would cost more.
+    fn schedule(&mut self, id: u32) {
+        let Some(peer) = self.peers[id as usize].as_mut() else { return };
+        let Some(next) = peer.deadline() else { return };
+        if peer.scheduled.is_some_and(|at| at <= next) {
+            return;
+        }
+        if let Some(old) = peer.scheduled.replace(next) {
+            self.timers.remove(&(old, id));
+        }
+        self.timers.insert((next, id));
     }
 
-    /// Filter rules in use and how often each decided, by filter name.
-    pub fn filter_rules(&self) -> Vec<RuleView> {
-        Vec::new()
+    fn refresh_protected_addresses(&mut self) {
+        let sessions = self.peers.iter().flatten().filter_map(|p| p.endpoints.as_ref()).map(|e| e.local.ip());
+        let all: Vec<IpAddr> = self.local_addresses.iter().copied().chain(sessions).collect();
+        self.rib.set_node_addresses(&all);
     }
+}
+
+fn identity(config: &SpeakerConfig) -> Identity {
+    Identity::new(config.asn, config.router_id, config.cluster_id, config.max_paths, config.as_path_relax)
+}
+
+/// A Cease whose reason is the configuration (RFC 4486 4).
+fn cease_for_change() -> Notification {
+    Notification::cease(cease::CONFIGURATION_CHANGE)
 }

@@ -1,0 +1,424 @@
+//! Adj-RIB-In: what a peer's UPDATE means for the table. Loops, filters and limits are judged here, once for all
+//! prefixes of an UPDATE where they can be.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::filter::defaults::{DefaultReject, reject_by_kind};
+use crate::filter::{self, Action, Candidate, Filter, RuleRef};
+use crate::rib::bitset::BitSet;
+use crate::rib::intern::AttrId;
+use crate::rib::path::{Path, SourceId};
+use crate::rib::{Rib, well_known};
+use crate::speaker::{MaxPrefixes, MaxPrefixesAction};
+use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
+use crate::wire::attribute::{NextHop, PathAttributes};
+use crate::wire::message::{Reach, Update};
+
+/// What matters about a peer when its routes come in.
+#[derive(Clone, Debug)]
+pub(crate) struct ImportPolicy {
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) peer_type: PeerType,
+    pub(crate) remote_as: Asn,
+    /// Our AS on this session, where it is not the speaker's.
+    pub(crate) local_as: Option<Asn>,
+    pub(crate) allow_as_in: u8,
+    pub(crate) filters: Vec<Arc<Filter>>,
+    pub(crate) max_prefixes: Option<MaxPrefixes>,
+    /// Our address on the session: never a next hop that we could use (RFC 4271 6.3).
+    pub(crate) own_address: IpAddr,
+    pub(crate) ifindex: u32,
+}
+
+/// Why a route was not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reject {
+    /// A filter rule said so.
+    Filter(RuleRef),
+    /// A default rule said so, for good.
+    Default(DefaultReject),
+    /// Our AS is in the AS_PATH more often than allowed (RFC 4271 9.1.2).
+    AsLoop,
+    /// We originated it: ORIGINATOR_ID is ours (RFC 4456 8).
+    OriginatorId,
+    /// We reflected it: our cluster is in the CLUSTER_LIST (RFC 4456 8).
+    ClusterLoop,
+    /// Its next hop is our own address (RFC 4271 6.3 a).
+    OwnNextHop,
+    /// Over the prefix limit.
+    MaxPrefixes,
+}
+
+impl Reject {
+    /// The reason in words. `filters` is the list now in force; a rule that is gone since is named as such.
+    pub(crate) fn describe(self, filters: &[Arc<Filter>], family: Family) -> String {
+        match self {
+            Reject::Filter(rule) => {
+                let known = filters
+                    .get(usize::from(rule.filter))
+                    .is_some_and(|f| f.rules(family).len() > usize::from(rule.rule));
+                match known {
+                    true => format!("import {}", rule.describe(filters, family)),
+                    false => "import filter, changed since".to_owned(),
+                }
+            }
+            Reject::Default(rule) => format!("import {}", rule.name()),
+            Reject::AsLoop => "own AS in AS_PATH".to_owned(),
+            Reject::OriginatorId => "own ORIGINATOR_ID".to_owned(),
+            Reject::ClusterLoop => "own cluster in CLUSTER_LIST".to_owned(),
+            Reject::OwnNextHop => "next hop is our own address".to_owned(),
+            Reject::MaxPrefixes => "over the prefix limit".to_owned(),
+        }
+    }
+}
+
+/// A peer's side of the table.
+pub(super) struct AdjIn {
+    pub(super) policy: Option<Box<ImportPolicy>>,
+    /// Slots that hold a path of this peer.
+    pub(super) has: PerFamily<BitSet>,
+    refused: Refused,
+    /// Of the refused ones, those over the limit.
+    over_limit: PerFamily<usize>,
+}
+
+impl AdjIn {
+    /// Of the node itself.
+    pub(super) fn local() -> Self {
+        AdjIn {
+            policy: None,
+            has: PerFamily::from_fn(|_| BitSet::default()),
+            refused: Refused::default(),
+            over_limit: PerFamily::both(0),
+        }
+    }
+}
+
+/// Refused prefixes and why: 16 bytes for an IPv4 one, no attributes.
+#[derive(Default)]
+struct Refused {
+    ipv4: FxHashMap<Ipv4Prefix, Reject>,
+    ipv6: FxHashMap<Ipv6Prefix, Reject>,
+}
+
+impl Refused {
+    fn insert(&mut self, prefix: Prefix, why: Reject) -> Option<Reject> {
+        match prefix {
+            Prefix::V4(p) => self.ipv4.insert(p, why),
+            Prefix::V6(p) => self.ipv6.insert(p, why),
+        }
+    }
+
+    fn remove(&mut self, prefix: Prefix) -> Option<Reject> {
+        match prefix {
+            Prefix::V4(p) if !self.ipv4.is_empty() => self.ipv4.remove(&p),
+            Prefix::V6(p) if !self.ipv6.is_empty() => self.ipv6.remove(&p),
+            _ => None,
+        }
+    }
+
+    fn get(&self, prefix: Prefix) -> Option<Reject> {
+        match prefix {
+            Prefix::V4(p) => self.ipv4.get(&p).copied(),
+            Prefix::V6(p) => self.ipv6.get(&p).copied(),
+        }
+    }
+
+    fn len(&self, family: Family) -> usize {
+        match family {
+            Family::Ipv4Unicast => self.ipv4.len(),
+            Family::Ipv6Unicast => self.ipv6.len(),
+        }
+    }
+
+    fn clear(&mut self, family: Family) {
+        match family {
+            Family::Ipv4Unicast => self.ipv4 = FxHashMap::default(),
+            Family::Ipv6Unicast => self.ipv6 = FxHashMap::default(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Prefix, Reject)> + '_ {
+        let v4 = self.ipv4.iter().map(|(p, why)| (Prefix::V4(*p), *why));
+        v4.chain(self.ipv6.iter().map(|(p, why)| (Prefix::V6(*p), *why)))
+    }
+}
+
+/// A prefix limit was crossed by an UPDATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LimitReached {
+    pub(crate) family: Family,
+    pub(crate) limit: u32,
+    pub(crate) action: MaxPrefixesAction,
+}
+
+/// Counts of a peer's received prefixes in a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReceivedCounts {
+    pub(crate) accepted: usize,
+    pub(crate) filtered: usize,
+    pub(crate) stale: usize,
+}
+
+impl Rib {
+    /// Begins to take routes from a peer.
+    pub(crate) fn open_adj_in(&mut self, id: SourceId, policy: ImportPolicy) {
+        let at = id.0 as usize;
+        if self.adj_in.len() <= at {
+            self.adj_in.resize_with(at + 1, || None);
+        }
+        self.adj_in[at].get_or_insert_with(AdjIn::local).policy = Some(Box::new(policy));
+    }
+
+    /// Changes how a peer's further routes are judged, if it has a session.
+    pub(crate) fn update_import_policy(&mut self, id: SourceId, change: impl FnOnce(&mut ImportPolicy)) {
+        let adj = self.adj_in.get_mut(id.0 as usize).and_then(Option::as_mut);
+        if let Some(policy) = adj.and_then(|a| a.policy.as_mut()) {
+            change(policy);
+        }
+    }
+
+    /// Forgets a peer's refused prefixes of a family: its session is over, or it sends all again.
+    pub(crate) fn forget_refused(&mut self, id: SourceId, family: Family) {
+        if self.adj_in_of(id).is_some() {
+            let adj = self.adj_in_mut(id);
+            adj.refused.clear(family);
+            adj.over_limit[family] = 0;
+        }
+    }
+
+    /// Forgets a peer altogether. Its paths must be gone.
+    pub(super) fn close_adj_in(&mut self, id: SourceId) {
+        if let Some(slot) = self.adj_in.get_mut(id.0 as usize) {
+            *slot = None;
+        }
+        if let Some(slot) = self.sources.get_mut(id.0 as usize) {
+            *slot = None;
+        }
+    }
+
+    pub(super) fn adj_in_of(&self, id: SourceId) -> Option<&AdjIn> {
+        self.adj_in.get(id.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn adj_in_mut(&mut self, id: SourceId) -> &mut AdjIn {
+        self.adj_in[id.0 as usize].as_mut().expect("sources have an Adj-RIB-In while they are known")
+    }
+
+    /// Takes an UPDATE in. Gives the limits that it crossed; with `Disable` the rest of the UPDATE is not looked at.
+    pub(crate) fn import(&mut self, id: SourceId, update: Update) -> Option<LimitReached> {
+        for nlri in &update.withdrawn {
+            self.withdraw(id, nlri.prefix);
+        }
+        let (Some(attributes), false) = (update.attributes, update.reach.is_empty()) else {
+            return None;
+        };
+        // Taken out for the time being: the table changes while the policy is read.
+        let policy = self.adj_in_mut(id).policy.take().expect("a session that is up has a policy");
+        let crossed = self.import_reach(id, &policy, attributes, &update.reach);
+        self.adj_in_mut(id).policy = Some(policy);
+        crossed
+    }
+
+    fn withdraw(&mut self, id: SourceId, prefix: Prefix) {
+        if !self.remove(id, prefix) {
+            self.unrefuse(id, prefix);
+        }
+    }
+
+    fn refuse(&mut self, id: SourceId, prefix: Prefix, why: Reject) {
+        // A route that is refused now takes the place of one that was accepted before.
+        self.remove(id, prefix);
+        let adj = self.adj_in_mut(id);
+        let before = adj.refused.insert(prefix, why);
+        let over = &mut adj.over_limit[prefix.family()];
+        *over += usize::from(why == Reject::MaxPrefixes);
+        *over -= usize::from(before == Some(Reject::MaxPrefixes));
+    }
+
+    fn unrefuse(&mut self, id: SourceId, prefix: Prefix) {
+        let adj = self.adj_in_mut(id);
+        if adj.refused.remove(prefix) == Some(Reject::MaxPrefixes) {
+            adj.over_limit[prefix.family()] -= 1;
+        }
+    }
+
+    fn import_reach(
+        &mut self,
+        id: SourceId,
+        policy: &ImportPolicy,
+        attributes: PathAttributes,
+        reach: &[Reach],
+    ) -> Option<LimitReached> {
+        let looped = self.loop_in(policy, &attributes);
+        let attributes = prepare(policy, attributes);
+        let mut crossed = None;
+        for reach in reach {
+            let own_next_hop = reach.next_hop.addr() == policy.own_address;
+            let candidate = Candidate::new(&attributes, Some(reach.next_hop), &policy.name, policy.address);
+            // Attributes as an accepting rule leaves them; prefixes of an UPDATE mostly meet the same rule.
+            let mut last: Option<(Option<RuleRef>, AttrId, NextHop)> = None;
+            for nlri in &reach.nlri {
+                let prefix = nlri.prefix;
+                if let Some(limit) = self.check_limit(id, policy, prefix) {
+                    crossed = crossed.or(Some(limit));
+                    match limit.action {
+                        MaxPrefixesAction::Warn => {}
+                        MaxPrefixesAction::Reject => {
+                            self.refuse(id, prefix, Reject::MaxPrefixes);
+                            continue;
+                        }
+                        MaxPrefixesAction::Disable => {
+                            if let Some((_, attributes, _)) = last {
+                                self.attributes.release(attributes);
+                            }
+                            return crossed;
+                        }
+                    }
+                }
+                if let Some(why) = looped.or(own_next_hop.then_some(Reject::OwnNextHop)) {
+                    self.refuse(id, prefix, why);
+                    continue;
+                }
+                let rule = filter::decide(&policy.filters, prefix, &candidate);
+                let refused = match rule.map(|r| (r, r.get(&policy.filters, reach.family).action)) {
+                    Some((rule, Action::Reject)) => Some(Reject::Filter(rule)),
+                    Some((_, Action::Accept)) => None,
+                    None => reject_by_kind(prefix).map(Reject::Default),
+                };
+                if let Some(why) = refused {
+                    self.refuse(id, prefix, why);
+                    continue;
+                }
+                let (interned, next_hop) = match last {
+                    Some((for_rule, interned, next_hop)) if for_rule == rule => (interned, next_hop),
+                    _ => {
+                        if let Some((_, unused, _)) = last {
+                            self.attributes.release(unused);
+                        }
+                        let (set, next_hop) = apply_rule(policy, &attributes, reach, rule);
+                        let interned = self.attributes.intern(set);
+                        last = Some((rule, interned, next_hop));
+                        (interned, next_hop)
+                    }
+                };
+                self.unrefuse(id, prefix);
+                self.attributes.retain(interned);
+                let hop = self.next_hops.intern(next_hop, policy.ifindex);
+                self.insert(prefix, Path::new(id, interned, hop, rule.is_some()));
+            }
+            if let Some((_, interned, _)) = last {
+                self.attributes.release(interned);
+            }
+        }
+        crossed
+    }
+
+    /// Loops are a matter of the attributes alone, the same for all prefixes of an UPDATE.
+    fn loop_in(&self, policy: &ImportPolicy, attributes: &PathAttributes) -> Option<Reject> {
+        let ours = |asn: &Asn| *asn == self.identity.asn || Some(*asn) == policy.local_as;
+        let occurrences =
+            attributes.as_path.segments.iter().flat_map(|s| &s.asns).filter(|a| ours(a)).count();
+        if occurrences > usize::from(policy.allow_as_in) {
+            return Some(Reject::AsLoop);
+        }
+        if attributes.originator_id == Some(self.identity.router_id) {
+            return Some(Reject::OriginatorId);
+        }
+        attributes.cluster_list.contains(&self.identity.cluster_id).then_some(Reject::ClusterLoop)
+    }
+
+    /// A prefix that is new and beyond the limit. Warnings come once, when the limit is crossed.
+    fn check_limit(&self, id: SourceId, policy: &ImportPolicy, prefix: Prefix) -> Option<LimitReached> {
+        let MaxPrefixes { limit, action } = policy.max_prefixes?;
+        let family = prefix.family();
+        let adj = self.adj_in_of(id)?;
+        let known = match adj.refused.get(prefix) {
+            Some(Reject::MaxPrefixes) => false,
+            Some(_) => true,
+            None => self.tables[family].find(prefix).is_some_and(|slot| adj.has[family].contains(slot)),
+        };
+        let held = adj.has[family].len() + adj.refused.len(family) - adj.over_limit[family];
+        let beyond = match action {
+            MaxPrefixesAction::Warn => held == limit as usize,
+            MaxPrefixesAction::Reject | MaxPrefixesAction::Disable => held >= limit as usize,
+        };
+        (!known && beyond).then_some(LimitReached { family, limit, action })
+    }
+
+    /// Counts for display.
+    pub(crate) fn received(&self, id: SourceId, family: Family) -> ReceivedCounts {
+        let Some(adj) = self.adj_in_of(id) else {
+            return ReceivedCounts::default();
+        };
+        let mut counts = ReceivedCounts { filtered: adj.refused.len(family), ..ReceivedCounts::default() };
+        for slot in adj.has[family].iter() {
+            for path in self.tables[family].paths(slot).iter().filter(|p| p.source == id) {
+                counts.accepted += usize::from(!path.is_protected());
+                counts.filtered += usize::from(path.is_protected());
+                counts.stale += usize::from(path.is_stale());
+            }
+        }
+        counts
+    }
+
+    /// A peer's refused prefixes with the reason in words.
+    pub(super) fn refused(&self, id: SourceId) -> impl Iterator<Item = (Prefix, String)> + '_ {
+        let adj = self.adj_in_of(id);
+        let filters = adj.and_then(|a| a.policy.as_ref()).map_or(&[][..], |p| p.filters.as_slice());
+        adj.into_iter()
+            .flat_map(|a| a.refused.iter())
+            .map(|(prefix, why)| (prefix, why.describe(filters, prefix.family())))
+    }
+
+    /// Why a peer's route to a prefix was refused, if it was.
+    pub(super) fn refusal(&self, id: SourceId, prefix: Prefix) -> Option<String> {
+        let adj = self.adj_in_of(id)?;
+        let filters = adj.policy.as_ref().map_or(&[][..], |p| p.filters.as_slice());
+        Some(adj.refused.get(prefix)?.describe(filters, prefix.family()))
+    }
+}
+
+/// What every route of a peer goes through before the filters see it.
+fn prepare(policy: &ImportPolicy, mut attributes: PathAttributes) -> PathAttributes {
+    if policy.peer_type == PeerType::External {
+        // RFC 4271 5.1.5: LOCAL_PREF from an external peer is ignored.
+        attributes.local_pref = None;
+        attributes.originator_id = None;
+        attributes.cluster_list = Vec::<Ipv4Addr>::new();
+        // RFC 8326 4: what is about to go away is the last choice.
+        if attributes.communities.contains(&well_known::GRACEFUL_SHUTDOWN) {
+            attributes.local_pref = Some(0);
+        }
+        // Internal peers must see the path as it would be had we still the other AS.
+        if let Some(local_as) = policy.local_as {
+            filter::prepend(&mut attributes.as_path, local_as);
+        }
+    }
+    attributes
+}
+
+fn apply_rule(
+    policy: &ImportPolicy,
+    attributes: &PathAttributes,
+    reach: &Reach,
+    rule: Option<RuleRef>,
+) -> (PathAttributes, NextHop) {
+    let mut set = attributes.clone();
+    let mut next_hop = reach.next_hop;
+    if let Some(rule) = rule {
+        let changes = &rule.get(&policy.filters, reach.family).set;
+        changes.apply(&mut set, policy.remote_as);
+        if let Some(addr) = changes.next_hop {
+            next_hop = match addr {
+                IpAddr::V4(a) => NextHop::V4(a),
+                IpAddr::V6(a) => NextHop::V6 { global: a, link_local: None },
+            };
+        }
+    }
+    (set, next_hop)
+}

@@ -1,0 +1,316 @@
+//! Path attributes and next hops behind small numbers: equal ones are stored once and counted.
+
+use std::hash::BuildHasher as _;
+use std::net::IpAddr;
+
+use hashbrown::HashTable;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use smallvec::SmallVec;
+
+use crate::speaker::{FibNextHop, NextHopState};
+use crate::wire::attribute::{NextHop, PathAttributes};
+
+/// An interned attribute set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct AttrId(u32);
+
+/// An interned next hop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct NextHopId(u32);
+
+impl NextHopId {
+    /// Of locally originated routes.
+    pub(crate) const LOCAL: NextHopId = NextHopId(u32::MAX);
+}
+
+/// All attribute sets in use.
+#[derive(Debug, Default)]
+pub(crate) struct Attributes {
+    index: HashTable<u32>,
+    sets: Vec<AttributeSlot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct AttributeSlot {
+    uses: u32,
+    /// Kept, so that growing the index does not hash every set again.
+    hash: u32,
+    set: Option<PathAttributes>,
+}
+
+fn fold(hash: u64) -> u32 {
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// Spreads the stored half over the bits that the index looks at (the low ones and the top seven).
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Attributes {
+    /// The number of this set, used once more.
+    pub(crate) fn intern(&mut self, set: PathAttributes) -> AttrId {
+        let hash = fold(FxBuildHasher.hash_one(&set));
+        let sets = &mut self.sets;
+        let found = self.index.find(spread(hash), |id| {
+            let slot = &sets[*id as usize];
+            slot.hash == hash && slot.set.as_ref() == Some(&set)
+        });
+        if let Some(id) = found {
+            sets[*id as usize].uses += 1;
+            return AttrId(*id);
+        }
+        let slot = AttributeSlot { uses: 1, hash, set: Some(set) };
+        let id = match self.free.pop() {
+            Some(id) => {
+                sets[id as usize] = slot;
+                id
+            }
+            None => {
+                sets.push(slot);
+                u32::try_from(sets.len() - 1).expect("fewer than 2^32 attribute sets fit into memory")
+            }
+        };
+        self.index.insert_unique(spread(hash), id, |id| spread(sets[*id as usize].hash));
+        AttrId(id)
+    }
+
+    /// The set.
+    pub(crate) fn get(&self, id: AttrId) -> &PathAttributes {
+        self.sets[id.0 as usize].set.as_ref().expect("an id in use names a set")
+    }
+
+    /// One more use.
+    pub(crate) fn retain(&mut self, id: AttrId) {
+        self.sets[id.0 as usize].uses += 1;
+    }
+
+    /// One use less; the last one frees the set.
+    pub(crate) fn release(&mut self, id: AttrId) {
+        let slot = &mut self.sets[id.0 as usize];
+        slot.uses -= 1;
+        if slot.uses == 0 {
+            slot.set = None;
+            let hash = spread(slot.hash);
+            if let Ok(entry) = self.index.find_entry(hash, |other| *other == id.0) {
+                entry.remove();
+            }
+            self.free.push(id.0);
+        }
+    }
+
+    /// How many sets are in use.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+}
+
+/// All next hops in use and what is known of them.
+#[derive(Debug, Default)]
+pub(crate) struct NextHops {
+    by_key: FxHashMap<(NextHop, u32), u32>,
+    by_addr: FxHashMap<IpAddr, SmallVec<[u32; 1]>>,
+    hops: Vec<NextHopSlot>,
+    free: Vec<u32>,
+    tracking: Vec<(IpAddr, bool)>,
+}
+
+#[derive(Debug, Clone)]
+struct NextHopSlot {
+    uses: u32,
+    hop: NextHop,
+    ifindex: u32,
+    state: Option<NextHopState>,
+}
+
+impl NextHops {
+    /// The number of this next hop, used once more. `ifindex` is the session's interface, kept for link-local ones only.
+    pub(crate) fn intern(&mut self, hop: NextHop, ifindex: u32) -> NextHopId {
+        let ifindex = if is_link_local(hop.addr()) { ifindex } else { 0 };
+        if let Some(id) = self.by_key.get(&(hop, ifindex)) {
+            self.hops[*id as usize].uses += 1;
+            return NextHopId(*id);
+        }
+        let addr = hop.addr();
+        let siblings = self.by_addr.entry(addr).or_default();
+        let state = siblings.first().and_then(|s| self.hops[*s as usize].state);
+        let slot = NextHopSlot { uses: 1, hop, ifindex, state };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.hops[id as usize] = slot;
+                id
+            }
+            None => {
+                self.hops.push(slot);
+                u32::try_from(self.hops.len() - 1).expect("fewer than 2^32 next hops fit into memory")
+            }
+        };
+        if siblings.is_empty() {
+            self.tracking.push((addr, true));
+        }
+        siblings.push(id);
+        self.by_key.insert((hop, ifindex), id);
+        NextHopId(id)
+    }
+
+    pub(crate) fn release(&mut self, id: NextHopId) {
+        if id == NextHopId::LOCAL {
+            return;
+        }
+        let slot = &mut self.hops[id.0 as usize];
+        slot.uses -= 1;
+        if slot.uses == 0 {
+            let (hop, ifindex) = (slot.hop, slot.ifindex);
+            slot.state = None;
+            self.by_key.remove(&(hop, ifindex));
+            self.free.push(id.0);
+            let siblings = self.by_addr.get_mut(&hop.addr()).expect("every hop is listed by its address");
+            siblings.retain(|s| *s != id.0);
+            if siblings.is_empty() {
+                self.by_addr.remove(&hop.addr());
+                self.tracking.push((hop.addr(), false));
+            }
+        }
+    }
+
+    /// The next hop; `None` for local routes.
+    pub(crate) fn get(&self, id: NextHopId) -> Option<NextHop> {
+        (id != NextHopId::LOCAL).then(|| self.hops[id.0 as usize].hop)
+    }
+
+    /// What is known of it; local routes need nothing.
+    pub(crate) fn state(&self, id: NextHopId) -> Option<NextHopState> {
+        match id {
+            NextHopId::LOCAL => Some(NextHopState::Reachable { metric: 0, connected: true }),
+            id => self.hops[id.0 as usize].state,
+        }
+    }
+
+    /// What the FIB needs; `None` for local routes.
+    pub(crate) fn fib(&self, id: NextHopId) -> Option<FibNextHop> {
+        (id != NextHopId::LOCAL).then(|| {
+            let slot = &self.hops[id.0 as usize];
+            FibNextHop { gateway: slot.hop.addr(), ifindex: slot.ifindex }
+        })
+    }
+
+    /// Notes what the shell found out. The ids whose state changed.
+    pub(crate) fn set_state(&mut self, addr: IpAddr, state: NextHopState) -> SmallVec<[NextHopId; 1]> {
+        let Some(ids) = self.by_addr.get(&addr) else {
+            return SmallVec::new();
+        };
+        let mut changed = SmallVec::new();
+        for id in ids {
+            let slot = &mut self.hops[*id as usize];
+            if slot.state != Some(state) {
+                slot.state = Some(state);
+                changed.push(NextHopId(*id));
+            }
+        }
+        changed
+    }
+
+    /// Some next hop has had no answer yet.
+    pub(crate) fn any_unknown(&self) -> bool {
+        self.by_addr.values().any(|ids| self.hops[ids[0] as usize].state.is_none())
+    }
+
+    /// Next hops to start (`true`) or to stop watching, in order.
+    pub(crate) fn take_tracking(&mut self) -> Vec<(IpAddr, bool)> {
+        std::mem::take(&mut self.tracking)
+    }
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::attribute::Origin;
+
+    pub(crate) fn set(med: u32) -> PathAttributes {
+        PathAttributes {
+            origin: Origin::Igp,
+            as_path: Default::default(),
+            med: Some(med),
+            local_pref: None,
+            atomic_aggregate: false,
+            aggregator: None,
+            communities: Default::default(),
+            extended_communities: Vec::new(),
+            large_communities: Vec::new(),
+            originator_id: None,
+            cluster_list: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn equal_sets_share_a_number_until_the_last_use_ends() {
+        let mut all = Attributes::default();
+        let a = all.intern(set(1));
+        assert_eq!(all.intern(set(1)), a);
+        let b = all.intern(set(2));
+        assert_ne!(a, b);
+        assert_eq!(all.get(b).med, Some(2));
+        all.release(a);
+        assert_eq!(all.get(a).med, Some(1));
+        all.release(a);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all.intern(set(3)), a, "the number is free again");
+        assert_eq!(all.get(a).med, Some(3));
+        assert_ne!(all.intern(set(1)), a);
+    }
+
+    #[test]
+    fn many_sets_are_found_again() {
+        let mut all = Attributes::default();
+        let ids: Vec<AttrId> = (0..5000).map(|m| all.intern(set(m))).collect();
+        for (m, id) in ids.iter().enumerate() {
+            assert_eq!(all.intern(set(m as u32)), *id);
+        }
+        assert_eq!(all.len(), 5000);
+    }
+
+    #[test]
+    fn a_next_hop_is_tracked_by_address_from_first_to_last_use() {
+        let mut all = NextHops::default();
+        let addr: IpAddr = "fd00::1".parse().unwrap();
+        let plain = NextHop::V6 { global: "fd00::1".parse().unwrap(), link_local: None };
+        let both =
+            NextHop::V6 { global: "fd00::1".parse().unwrap(), link_local: Some("fe80::1".parse().unwrap()) };
+        let a = all.intern(plain, 3);
+        let b = all.intern(both, 3);
+        assert_ne!(a, b);
+        assert_eq!(all.take_tracking(), [(addr, true)]);
+        let up = NextHopState::Reachable { metric: 0, connected: true };
+        assert!(all.any_unknown());
+        assert_eq!(all.set_state(addr, up).len(), 2);
+        assert!(!all.any_unknown());
+        assert!(all.set_state(addr, up).is_empty(), "no news is no change");
+        all.release(a);
+        assert!(all.take_tracking().is_empty());
+        assert_eq!(all.intern(plain, 4), a);
+        assert_eq!(all.state(a), Some(up), "a sibling knows already");
+        all.release(a);
+        all.release(b);
+        assert_eq!(all.take_tracking(), [(addr, false)]);
+    }
+
+    #[test]
+    fn the_interface_counts_for_link_local_next_hops_only() {
+        let mut all = NextHops::default();
+        let ll = NextHop::V6 { global: "fe80::1".parse().unwrap(), link_local: None };
+        let (on_3, on_4) = (all.intern(ll, 3), all.intern(ll, 4));
+        assert_ne!(on_3, on_4);
+        assert_eq!(all.fib(on_3).unwrap().ifindex, 3);
+        let v4 = NextHop::V4("10.0.0.1".parse().unwrap());
+        assert_eq!(all.intern(v4, 3), all.intern(v4, 4));
+    }
+}

@@ -1,0 +1,313 @@
+//! Loc-RIB: paths come and go, the decision follows, and whoever is concerned is marked: peers to be told, the FIB.
+
+use std::net::IpAddr;
+
+use smallvec::SmallVec;
+
+use crate::rib::Rib;
+use crate::rib::decision::{self, Facts, Source};
+use crate::rib::intern::{AttrId, NextHopId};
+use crate::rib::path::{Path, SourceId};
+use crate::speaker::{FibNextHop, NextHopState, RouteChange};
+use crate::types::{Family, Prefix};
+use crate::wire::attribute::PathAttributes;
+
+/// What a decision means to the outside; if it stays, nobody is told.
+#[derive(PartialEq, Eq)]
+struct Selection {
+    best: Option<(SourceId, AttrId, NextHopId)>,
+    next_hops: SmallVec<[FibNextHop; 1]>,
+}
+
+impl Rib {
+    /// Takes a source number into use.
+    pub(crate) fn add_source(&mut self, id: SourceId, source: Source) {
+        let at = id.0 as usize;
+        if self.sources.len() <= at {
+            self.sources.resize(at + 1, None);
+        }
+        // Stale paths of the same peer may still be there, and their rank may have changed with it.
+        let changed = self.sources[at].as_ref().is_some_and(|old| *old != source);
+        self.sources[at] = Some(source);
+        if changed {
+            self.redecide_all_of(id);
+        }
+    }
+
+    /// A peer became our reflection client, or is it no longer: every peer may see its routes or lose them.
+    pub(crate) fn set_client(&mut self, id: SourceId, client: bool) {
+        if let Some(source) = self.sources.get_mut(id.0 as usize).and_then(Option::as_mut) {
+            source.client = client;
+            for target in self.targets.clone() {
+                Family::ALL.into_iter().for_each(|f| self.mark_all_for(target, f));
+            }
+        }
+    }
+
+    /// Forgets a peer with all its paths.
+    pub(crate) fn forget_source(&mut self, id: SourceId) {
+        if self.adj_in_of(id).is_some() {
+            for family in Family::ALL {
+                self.remove_all_of(id, family, false);
+            }
+        }
+        self.close_adj_in(id);
+    }
+
+    /// Originates a route.
+    pub(crate) fn originate(&mut self, prefix: Prefix, attributes: PathAttributes) {
+        let attributes = self.attributes.intern(attributes);
+        self.insert(prefix, Path::new(SourceId::LOCAL, attributes, NextHopId::LOCAL, true));
+        self.protected_changed |= self.protected.set_own(prefix, true);
+    }
+
+    /// Stops originating a route.
+    pub(crate) fn stop_originating(&mut self, prefix: Prefix) {
+        self.remove(SourceId::LOCAL, prefix);
+        self.protected_changed |= self.protected.set_own(prefix, false);
+    }
+
+    /// The node's own addresses.
+    pub(crate) fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
+        self.protected_changed |= self.protected.set_node(addresses.iter().copied());
+    }
+
+    /// The addresses of all peers.
+    pub(crate) fn set_peer_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.protected_changed |= self.protected.set_peers(addresses);
+    }
+
+    /// Puts a path into the table, in place of an older one from the same source. The path's references are the table's now.
+    pub(super) fn insert(&mut self, prefix: Prefix, mut path: Path) {
+        let family = prefix.family();
+        path.set_protected(!path.is_explicit() && self.protected.reject(prefix).is_some());
+        let slot = self.tables[family].find_or_insert(prefix);
+        let before = self.selection(family, slot);
+        let paths = self.tables[family].paths_mut(slot);
+        let was_empty = paths.is_empty();
+        match paths.iter_mut().find(|p| p.source == path.source) {
+            Some(old) => {
+                let same = (old.attributes, old.next_hop, old.is_explicit(), old.is_protected())
+                    == (path.attributes, path.next_hop, path.is_explicit(), path.is_protected());
+                if same {
+                    // A peer that restarted says again what it said before: no news for anyone.
+                    old.set_stale(false);
+                    self.attributes.release(path.attributes);
+                    self.next_hops.release(path.next_hop);
+                    return;
+                }
+                let replaced = std::mem::replace(old, path);
+                self.attributes.release(replaced.attributes);
+                self.next_hops.release(replaced.next_hop);
+            }
+            None => {
+                paths.push(path);
+                if was_empty {
+                    self.tables[family].occupy(slot);
+                }
+                self.adj_in_mut(path.source).has[family].insert(slot);
+            }
+        }
+        self.decide_and_tell(family, slot, &before);
+    }
+
+    /// Takes a source's path away. Whether there was one.
+    pub(super) fn remove(&mut self, source: SourceId, prefix: Prefix) -> bool {
+        let family = prefix.family();
+        match self.tables[family].find(prefix) {
+            Some(slot) => self.remove_at(source, family, slot),
+            None => false,
+        }
+    }
+
+    fn remove_at(&mut self, source: SourceId, family: Family, slot: u32) -> bool {
+        let Some(at) = self.tables[family].paths(slot).iter().position(|p| p.source == source) else {
+            return false;
+        };
+        let before = self.selection(family, slot);
+        let paths = self.tables[family].paths_mut(slot);
+        let gone = paths.swap_remove(at);
+        let now_empty = paths.is_empty();
+        self.adj_in_mut(source).has[family].remove(slot);
+        self.decide_and_tell(family, slot, &before);
+        // After the comparison: until then the freed numbers must not name something else.
+        self.attributes.release(gone.attributes);
+        self.next_hops.release(gone.next_hop);
+        if now_empty {
+            let holders = self.holders(family, slot);
+            self.tables[family].vacate(slot, holders);
+        }
+        true
+    }
+
+    /// Takes all paths of a source in a family away, or only the stale ones.
+    pub(crate) fn remove_all_of(&mut self, source: SourceId, family: Family, only_stale: bool) {
+        let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
+        for slot in slots {
+            let wanted = !only_stale
+                || self.tables[family].paths(slot).iter().any(|p| p.source == source && p.is_stale());
+            if wanted {
+                self.remove_at(source, family, slot);
+            }
+        }
+    }
+
+    /// The source may be restarting: its paths stay, marked (RFC 4724 4.2).
+    pub(crate) fn mark_stale(&mut self, source: SourceId, family: Family) {
+        let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
+        for slot in slots {
+            for path in self.tables[family].paths_mut(slot).iter_mut().filter(|p| p.source == source) {
+                path.set_stale(true);
+            }
+        }
+    }
+
+    /// The shell's word on a next hop. Its paths are decided on at the next `settle`, all changed next hops in one pass.
+    pub(crate) fn set_next_hop(&mut self, addr: IpAddr, state: NextHopState) {
+        self.changed_hops.extend(self.next_hops.set_state(addr, state));
+    }
+
+    /// Next hops to start or to stop watching.
+    pub(crate) fn take_tracking(&mut self) -> Vec<(IpAddr, bool)> {
+        self.next_hops.take_tracking()
+    }
+
+    /// Every next hop has had an answer.
+    pub(crate) fn next_hops_known(&self) -> bool {
+        !self.next_hops.any_unknown()
+    }
+
+    /// Decides anew where next hops or the protected prefixes changed: one pass over the tables for all changes together,
+    /// since both come in bursts (a link, a restart) and touch many prefixes.
+    pub(crate) fn settle(&mut self) {
+        if self.changed_hops.is_empty() && !self.protected_changed {
+            return;
+        }
+        let hops = std::mem::take(&mut self.changed_hops);
+        let protection = std::mem::take(&mut self.protected_changed);
+        for family in Family::ALL {
+            for slot in 0..self.tables[family].slots() {
+                let paths = self.tables[family].paths(slot);
+                if paths.is_empty() {
+                    continue;
+                }
+                let mut concerned = paths.iter().any(|p| hops.contains(&p.next_hop));
+                if protection && paths.iter().any(|p| !p.is_explicit()) {
+                    let protected = self.protected.reject(self.tables[family].prefix(slot)).is_some();
+                    concerned |= paths.iter().any(|p| !p.is_explicit() && p.is_protected() != protected);
+                    for path in self.tables[family].paths_mut(slot).iter_mut().filter(|p| !p.is_explicit()) {
+                        path.set_protected(protected);
+                    }
+                }
+                if concerned {
+                    self.redecide(family, slot);
+                }
+            }
+        }
+    }
+
+    /// Decides a slot's paths again and tells whoever sees a difference.
+    pub(super) fn redecide(&mut self, family: Family, slot: u32) {
+        let before = self.selection(family, slot);
+        self.decide_and_tell(family, slot, &before);
+    }
+
+    fn redecide_all_of(&mut self, source: SourceId) {
+        for family in Family::ALL {
+            let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
+            for slot in slots {
+                self.redecide(family, slot);
+            }
+        }
+    }
+
+    fn decide_and_tell(&mut self, family: Family, slot: u32, before: &Selection) {
+        let facts = Facts {
+            attributes: &self.attributes,
+            next_hops: &self.next_hops,
+            sources: &self.sources,
+            multipath: self.identity.multipath,
+            local_as: self.identity.asn,
+        };
+        decision::decide(self.tables[family].paths_mut(slot), facts);
+        let after = self.selection(family, slot);
+        if after.next_hops != before.next_hops {
+            self.fib[family].dirty.insert(slot);
+        }
+        if after.best != before.best {
+            self.mark_for_targets(family, slot);
+        }
+    }
+
+    fn selection(&self, family: Family, slot: u32) -> Selection {
+        let best = self.tables[family].paths(slot).first().filter(|p| p.is_best());
+        Selection {
+            best: best.map(|p| (p.source, p.attributes, p.next_hop)),
+            next_hops: self.fib_next_hops(family, slot),
+        }
+    }
+
+    /// Where packets for a slot's prefix go, sorted; empty if nowhere or if they are for this node.
+    pub(super) fn fib_next_hops(&self, family: Family, slot: u32) -> SmallVec<[FibNextHop; 1]> {
+        let paths = self.tables[family].paths(slot).iter().filter(|p| p.is_multipath());
+        let mut hops: SmallVec<[FibNextHop; 1]> =
+            paths.filter_map(|p| self.next_hops.fib(p.next_hop)).collect();
+        if hops.len() > 1 {
+            hops.sort_unstable();
+            hops.dedup();
+        }
+        hops
+    }
+
+    /// Who believes in a slot: peers it was advertised to, and the FIB.
+    fn holders(&self, family: Family, slot: u32) -> u32 {
+        let peers = self.targets.iter().filter(|t| self.advertised_to(**t, family, slot)).count();
+        peers as u32 + u32::from(self.fib[family].told.contains(slot))
+    }
+
+    /// The next change for the FIB.
+    pub(crate) fn poll_route_change(&mut self) -> Option<RouteChange> {
+        Family::ALL.into_iter().find_map(|family| self.poll_fib(family))
+    }
+
+    fn poll_fib(&mut self, family: Family) -> Option<RouteChange> {
+        loop {
+            let queue = &mut self.fib[family];
+            if queue.deferring || queue.dirty.is_empty() {
+                return None;
+            }
+            let Some(slot) = queue.dirty.next_from(queue.cursor) else {
+                queue.cursor = 0;
+                continue;
+            };
+            queue.dirty.remove(slot);
+            queue.cursor = slot + 1;
+            let next_hops = self.fib_next_hops(family, slot);
+            let prefix = self.tables[family].prefix(slot);
+            if next_hops.is_empty() {
+                if self.fib[family].told.remove(slot) {
+                    self.tables[family].released(slot);
+                    return Some(RouteChange { prefix, next_hops });
+                }
+            } else {
+                self.fib[family].told.insert(slot);
+                return Some(RouteChange { prefix, next_hops });
+            }
+        }
+    }
+
+    /// No change of the family waits for the FIB.
+    pub(crate) fn fib_is_drained(&self, family: Family) -> bool {
+        self.fib[family].dirty.is_empty()
+    }
+
+    /// Holds learned routes of a family back from FIB and peers, or lets them go (RFC 4724 4.1).
+    pub(crate) fn set_deferring(&mut self, family: Family, deferring: bool) {
+        let was = std::mem::replace(&mut self.fib[family].deferring, deferring);
+        if was && !deferring {
+            for target in self.targets.clone() {
+                self.mark_all_for(target, family);
+            }
+        }
+    }
+}

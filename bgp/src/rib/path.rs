@@ -1,0 +1,152 @@
+//! A path in the table: 16 bytes, everything bulky behind numbers; and why it is not chosen.
+
+use crate::rib::intern::{AttrId, NextHopId};
+
+/// Who a path comes from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct SourceId(pub(crate) u32);
+
+impl SourceId {
+    /// This node itself.
+    pub(crate) const LOCAL: SourceId = SourceId(0);
+}
+
+/// A path to a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Path {
+    pub(crate) source: SourceId,
+    pub(crate) attributes: AttrId,
+    pub(crate) next_hop: NextHopId,
+    flags: u8,
+    verdict: Verdict,
+}
+
+/// What the decision process made of a path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Verdict {
+    /// Chosen.
+    Best,
+    /// A default import rule refuses it for what is configured now.
+    Protected,
+    /// The shell has not answered yet.
+    NextHopUnknown,
+    /// RFC 4271 9.1.2: an unresolvable next hop excludes the route.
+    NextHopUnreachable,
+    /// Lost at this step.
+    Lost(Step),
+}
+
+/// The steps of the decision process, in order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Step {
+    /// A route of this node's own is there.
+    Local,
+    /// Degree of preference (RFC 4271 9.1.1): LOCAL_PREF.
+    Preference,
+    /// 9.1.2.2 a: AS_PATH length.
+    AsPathLength,
+    /// b: ORIGIN.
+    Origin,
+    /// c: MULTI_EXIT_DISC within a neighbour AS.
+    Med,
+    /// d: external before internal.
+    PeerType,
+    /// e: interior cost.
+    InteriorCost,
+    /// f: BGP identifier, or ORIGINATOR_ID (RFC 4456 9).
+    Identifier,
+    /// CLUSTER_LIST length (RFC 4456 9), between f and g.
+    ClusterLength,
+    /// g: peer address.
+    PeerAddress,
+}
+
+impl Step {
+    /// The letter of RFC 4271 9.1.2.2, or a word for what has none.
+    pub(crate) fn letter(self) -> &'static str {
+        match self {
+            Step::Local => "local",
+            Step::Preference => "preference",
+            Step::AsPathLength => "a",
+            Step::Origin => "b",
+            Step::Med => "c",
+            Step::PeerType => "d",
+            Step::InteriorCost => "e",
+            Step::Identifier => "f",
+            Step::ClusterLength => "cluster",
+            Step::PeerAddress => "g",
+        }
+    }
+}
+
+const MULTIPATH: u8 = 1;
+const STALE: u8 = 2;
+const PROTECTED: u8 = 4;
+const EXPLICIT: u8 = 8;
+
+impl Path {
+    /// A fresh path that nothing has been decided about. `explicit`: a filter rule accepted it, the defaults have no say.
+    pub(crate) fn new(source: SourceId, attributes: AttrId, next_hop: NextHopId, explicit: bool) -> Self {
+        let flags = if explicit { EXPLICIT } else { 0 };
+        Path { source, attributes, next_hop, flags, verdict: Verdict::NextHopUnknown }
+    }
+
+    pub(crate) fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    pub(crate) fn set_verdict(&mut self, verdict: Verdict) {
+        self.verdict = verdict;
+    }
+
+    pub(crate) fn is_best(&self) -> bool {
+        self.verdict == Verdict::Best
+    }
+
+    /// Forwards beside others, best included.
+    pub(crate) fn is_multipath(&self) -> bool {
+        self.flags & MULTIPATH != 0
+    }
+
+    pub(crate) fn set_multipath(&mut self, on: bool) {
+        self.set_flag(MULTIPATH, on);
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.flags & STALE != 0
+    }
+
+    pub(crate) fn set_stale(&mut self, on: bool) {
+        self.set_flag(STALE, on);
+    }
+
+    pub(crate) fn is_protected(&self) -> bool {
+        self.flags & PROTECTED != 0
+    }
+
+    pub(crate) fn set_protected(&mut self, on: bool) {
+        self.set_flag(PROTECTED, on);
+    }
+
+    pub(crate) fn is_explicit(&self) -> bool {
+        self.flags & EXPLICIT != 0
+    }
+
+    fn set_flag(&mut self, flag: u8, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_takes_16_bytes() {
+        assert_eq!(size_of::<Path>(), 16);
+    }
+}

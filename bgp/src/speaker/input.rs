@@ -1,0 +1,368 @@
+//! What comes in from the transport, and what sessions make of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use crate::rib::adj_rib_in::{ImportPolicy, LimitReached};
+use crate::rib::adj_rib_out::ExportPolicy;
+use crate::rib::{Source, SourceId};
+use crate::session::{Context, Delivery, Down, Negotiated, Outgoing, Output, Session};
+use crate::speaker::peer::Conn;
+use crate::speaker::{
+    ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerConfig, PeerFact, Speaker,
+};
+use crate::types::{Asn, Family, PeerType, PerFamily};
+use crate::wire::attribute::NextHop;
+use crate::wire::iana::{cease, error};
+use crate::wire::message::{Message, Notification, RefreshKind, RouteRefresh, Update};
+use crate::wire::{self, DecodeContext};
+
+impl Speaker {
+    /// A connection came in. `None`: nobody is configured at that address, or the peer refuses it now; close it.
+    pub fn accepted(&mut self, now: Instant, endpoints: Endpoints) -> Option<ConnId> {
+        let id = *self.by_address.get(&canonical(endpoints.remote.ip()))?;
+        // The session answers with an OPEN, for which the connection has to be known.
+        let next = ConnId(self.next_conn + 1);
+        self.conns.insert(next, Conn::new(id, Some(endpoints)));
+        let conn = self.drive(now, id, |session, cx| session.accepted(cx)).flatten();
+        if conn.is_none() {
+            self.conns.remove(&next);
+        }
+        conn
+    }
+
+    /// The dial of `Effect::Connect` succeeded.
+    pub fn connected(&mut self, now: Instant, conn: ConnId, endpoints: Endpoints) {
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.endpoints = Some(endpoints);
+            let id = c.peer;
+            self.drive(now, id, |session, cx| session.connected(cx, conn));
+        }
+    }
+
+    /// The dial of `Effect::Connect` failed.
+    pub fn connect_failed(&mut self, now: Instant, conn: ConnId, reason: impl AsRef<str>) {
+        if let Some(c) = self.conns.remove(&conn) {
+            self.drive(now, c.peer, |session, cx| session.connect_failed(cx, conn, reason.as_ref()));
+        }
+    }
+
+    /// The peer closed the connection, or it broke. Not reported for connections that `Effect::Close` named.
+    pub fn closed(&mut self, now: Instant, conn: ConnId, reason: impl AsRef<str>) {
+        if let Some(c) = self.conns.remove(&conn) {
+            self.drive(now, c.peer, |session, cx| session.closed(cx, conn, reason.as_ref()));
+        }
+    }
+
+    /// Bytes came in, in any portions.
+    pub fn received(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) {
+        let Some(c) = self.conns.get_mut(&conn).filter(|c| !c.closing) else { return };
+        let id = c.peer;
+        // Taken out while messages are acted upon, which may change the connection itself.
+        let mut framer = std::mem::take(&mut c.framer);
+        framer.push(bytes);
+        let mut ctx = self.decode_context(id, conn);
+        while self.conns.get(&conn).is_some_and(|c| !c.closing) {
+            let decoded = match framer.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => wire::decode(frame, &ctx),
+                Err(e) => Err(e),
+            };
+            match decoded {
+                Ok(message) => {
+                    let renegotiated = matches!(message, Message::Open(_));
+                    self.on_message(now, id, conn, message);
+                    if renegotiated {
+                        ctx = self.decode_context(id, conn);
+                    }
+                }
+                Err(e) => {
+                    self.drive(now, id, |session, cx| session.malformed(cx, conn, e));
+                    break;
+                }
+            }
+        }
+        if let Some(c) = self.conns.get_mut(&conn) {
+            c.framer = framer;
+        }
+        self.schedule(id);
+    }
+
+    /// The addresses of the interface under a connection changed: next hops of our own are sent anew.
+    pub fn endpoints_changed(&mut self, _now: Instant, conn: ConnId, endpoints: Endpoints) {
+        let Some(c) = self.conns.get_mut(&conn) else { return };
+        c.endpoints = Some(endpoints.clone());
+        let id = c.peer;
+        let Some(peer) = self.peers[id as usize].as_mut().filter(|p| p.session.established() == Some(conn))
+        else {
+            return;
+        };
+        let (own, shared) = (own_next_hops(&endpoints), shared_subnets(&endpoints));
+        let ifindex = endpoints.ifindex;
+        peer.endpoints = Some(endpoints);
+        self.rib.update_import_policy(SourceId(id), |p| p.ifindex = ifindex);
+        self.rib.update_export_policy(id, |p| {
+            p.own = own;
+            p.shared = shared;
+        });
+        self.refresh_protected_addresses();
+    }
+
+    fn decode_context(&self, id: u32, conn: ConnId) -> DecodeContext {
+        self.peer(id)
+            .and_then(|p| p.session.negotiated_on(conn))
+            .map_or_else(|| DecodeContext::modern(PeerType::External), Negotiated::decode_context)
+    }
+
+    fn on_message(&mut self, now: Instant, id: u32, conn: ConnId, message: Message) {
+        let Some(peer) = self.peers[id as usize].as_mut() else { return };
+        peer.messages.received += 1;
+        let was_up = peer.session.established() == Some(conn);
+        if let (Message::Update(_), true) = (&message, was_up) {
+            peer.messages.updates_received += 1;
+        }
+        let delivery = self.drive(now, id, |session, cx| session.message(cx, conn, &message));
+        match message {
+            Message::Update(update) if delivery == Some(Delivery::Deliver) => {
+                self.on_update(now, id, *update);
+            }
+            // RFC 2918 4; the markers of RFC 7313 are not offered and mean nothing here.
+            Message::RouteRefresh(RouteRefresh { family, kind: RefreshKind::Request })
+                if delivery == Some(Delivery::Deliver) =>
+            {
+                self.rib.mark_all_for(id, family);
+            }
+            Message::Keepalive if was_up => {
+                if let Some(peer) = self.peers[id as usize].as_mut() {
+                    peer.keepalives += 1;
+                    if peer.keepalives == 1 {
+                        self.check_restart(now);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_update(&mut self, now: Instant, id: u32, update: Update) {
+        if let Some(peer) = self.peers[id as usize].as_mut() {
+            peer.messages.faults += update.faults.len() as u64;
+        }
+        if let Some(family) = update.end_of_rib {
+            return self.on_end_of_rib(now, id, family);
+        }
+        if let Some(crossed) = self.rib.import(SourceId(id), update) {
+            self.on_limit(now, id, crossed);
+        }
+    }
+
+    fn on_limit(&mut self, now: Instant, id: u32, crossed: LimitReached) {
+        let LimitReached { family, limit, action } = crossed;
+        match action {
+            MaxPrefixesAction::Warn => {
+                self.tell(id, format!("more than {limit} {family} prefixes received"));
+            }
+            MaxPrefixesAction::Reject => {
+                if let Some(peer) = self.peers[id as usize].as_mut().filter(|p| !p.limit_told[family]) {
+                    peer.limit_told[family] = true;
+                    self.tell(id, format!("{family} prefixes beyond {limit} are refused"));
+                }
+            }
+            MaxPrefixesAction::Disable => {
+                let reason = format!("more than {limit} {family} prefixes received: stopped until reset");
+                if let Some(peer) = self.peers[id as usize].as_mut() {
+                    peer.held = Some(reason.clone());
+                }
+                // RFC 4486 4: the family and the limit.
+                let (afi, safi) = family.afi_safi();
+                let mut data = afi.to_be_bytes().to_vec();
+                data.push(safi);
+                data.extend_from_slice(&limit.to_be_bytes());
+                let notification = Notification::new(error::CEASE, cease::MAX_PREFIXES, data);
+                self.drive(now, id, |session, cx| session.stop(cx, &notification, &reason));
+            }
+        }
+    }
+
+    /// Something a person would notice without a change of state.
+    fn tell(&mut self, id: u32, reason: String) {
+        if let Some(peer) = self.peer(id) {
+            let state = peer.session.state().name();
+            let fact = PeerFact { peer: peer.config.name.clone(), from: state, to: state, reason };
+            self.effects.push_back(Effect::Peer(fact));
+        }
+    }
+
+    /// Lets a session handle an event and does what it wants done.
+    pub(super) fn drive<R>(
+        &mut self,
+        now: Instant,
+        id: u32,
+        event: impl FnOnce(&mut Session, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let mut out = std::mem::take(&mut self.scratch);
+        let peer = self.peers.get_mut(id as usize)?.as_mut()?;
+        let mut cx = Context { now, jitter: &mut self.jitter, next_conn: &mut self.next_conn, out: &mut out };
+        let result = event(&mut peer.session, &mut cx);
+        for output in out.drain(..) {
+            self.apply(now, id, output);
+        }
+        self.scratch = out;
+        self.schedule(id);
+        Some(result)
+    }
+
+    fn apply(&mut self, now: Instant, id: u32, output: Output) {
+        match output {
+            Output::Dial(conn) => {
+                let peer = self.peer(id).expect("it has just dialled");
+                let request = ConnectRequest {
+                    remote: SocketAddr::new(peer.config.address, peer.config.port),
+                    source: peer.config.source,
+                    options: peer.socket_options(self.config.asn),
+                };
+                self.conns.insert(conn, Conn::new(id, None));
+                self.effects.push_back(Effect::Connect(conn, request));
+            }
+            Output::Close(conn) => {
+                if let Some(c) = self.conns.get_mut(&conn) {
+                    c.closing = true;
+                    if c.outbox.is_empty() {
+                        self.conns.remove(&conn);
+                    }
+                    self.effects.push_back(Effect::Close(conn));
+                }
+            }
+            Output::Send(conn, message) => self.send(id, conn, &message),
+            Output::Up(conn) => self.up(now, id, conn),
+            Output::Down(how) => self.down(now, id, how),
+            Output::State { from, to } => {
+                let peer = self.peer(id).expect("it has just changed state");
+                let reason = peer.session.reason().unwrap_or("-").to_owned();
+                let fact =
+                    PeerFact { peer: peer.config.name.clone(), from: from.name(), to: to.name(), reason };
+                self.effects.push_back(Effect::Peer(fact));
+            }
+        }
+    }
+
+    fn send(&mut self, id: u32, conn: ConnId, message: &Outgoing) {
+        let Some(c) = self.conns.get_mut(&conn) else { return };
+        match message {
+            Outgoing::Open(open) => open.encode(&mut c.outbox),
+            Outgoing::Keepalive => wire::keepalive(&mut c.outbox),
+            Outgoing::Notification(notification) => notification.encode(&mut c.outbox),
+            Outgoing::RouteRefresh(refresh) => refresh.encode(&mut c.outbox),
+        }
+        if let Some(peer) = self.peers[id as usize].as_mut() {
+            peer.messages.sent += 1;
+        }
+        self.notify(conn);
+    }
+
+    fn up(&mut self, now: Instant, id: u32, conn: ConnId) {
+        let speaker_as = self.config.asn;
+        let endpoints = self.conns.get(&conn).and_then(|c| c.endpoints.clone());
+        let endpoints = endpoints.expect("messages came over the connection, so it has endpoints");
+        let peer = self.peers[id as usize].as_mut().expect("it has just come up");
+        let negotiated = peer.session.negotiated().expect("it has just come up").clone();
+        peer.end_of_rib = PerFamily::both(false);
+        peer.limit_told = PerFamily::both(false);
+        peer.keepalives = 0;
+        let source = Source {
+            peer_type: negotiated.peer_type,
+            router_id: negotiated.router_id.addr(),
+            address: peer.config.address,
+            client: peer.config.route_reflector_client,
+        };
+        let import = import_policy(&peer.config, speaker_as, &negotiated, &endpoints);
+        let export = export_policy(&peer.config, speaker_as, &negotiated, &endpoints);
+        peer.endpoints = Some(endpoints);
+        let families = negotiated.families;
+        peer.negotiated = Some(negotiated);
+        self.rib.open_adj_in(SourceId(id), import);
+        self.rib.add_source(SourceId(id), source);
+        self.rib.open_adj_out(id, export, families);
+        self.refresh_protected_addresses();
+        self.peer_is_back(now, id);
+        self.check_restart(now);
+    }
+
+    fn down(&mut self, now: Instant, id: u32, how: Down) {
+        self.rib.close_adj_out(id);
+        for family in Family::ALL {
+            self.rib.forget_refused(SourceId(id), family);
+        }
+        let peer = self.peers[id as usize].as_mut().expect("it has just gone down");
+        peer.endpoints = None;
+        peer.end_of_rib = PerFamily::both(false);
+        self.peer_is_gone(now, id, how);
+        self.refresh_protected_addresses();
+    }
+}
+
+fn import_policy(
+    config: &PeerConfig,
+    speaker_as: Asn,
+    n: &Negotiated,
+    endpoints: &Endpoints,
+) -> ImportPolicy {
+    ImportPolicy {
+        name: config.name.clone(),
+        address: config.address,
+        peer_type: n.peer_type,
+        remote_as: n.remote_as,
+        local_as: config.local_as.filter(|a| *a != speaker_as),
+        allow_as_in: config.allow_as_in,
+        filters: config.import.clone(),
+        max_prefixes: config.max_prefixes,
+        own_address: endpoints.local.ip(),
+        ifindex: endpoints.ifindex,
+    }
+}
+
+fn export_policy(
+    config: &PeerConfig,
+    speaker_as: Asn,
+    n: &Negotiated,
+    endpoints: &Endpoints,
+) -> ExportPolicy {
+    ExportPolicy {
+        name: config.name.clone(),
+        address: config.address,
+        peer_type: n.peer_type,
+        remote_as: n.remote_as,
+        local_as: config.local_as.filter(|a| *a != speaker_as),
+        as_override: config.as_override,
+        client: config.route_reflector_client,
+        next_hop: config.next_hop,
+        filters: config.export.clone(),
+        own: own_next_hops(endpoints),
+        shared: shared_subnets(endpoints),
+        encode: n.encode_context(),
+    }
+}
+
+/// Our addresses as next hops. The link-local one goes along on a shared link only (RFC 2545 3).
+fn own_next_hops(endpoints: &Endpoints) -> PerFamily<Option<NextHop>> {
+    let (local_v4, local_v6) = match canonical(endpoints.local.ip()) {
+        IpAddr::V4(a) => (Some(a), None),
+        IpAddr::V6(a) => (None, Some(a)),
+    };
+    let link_local = endpoints.link_local.filter(|_| endpoints.connected);
+    PerFamily {
+        ipv4: endpoints.ipv4.or(local_v4).map(NextHop::V4),
+        ipv6: endpoints.ipv6.or(local_v6).map(|global| NextHop::V6 { global, link_local }),
+    }
+}
+
+fn shared_subnets(endpoints: &Endpoints) -> SmallVec<[crate::types::Prefix; 2]> {
+    if endpoints.connected { endpoints.subnets.clone() } else { SmallVec::new() }
+}
+
+/// A dual-stack listener shows IPv4 peers as mapped addresses.
+pub(super) fn canonical(addr: IpAddr) -> IpAddr {
+    addr.to_canonical()
+}

@@ -1,0 +1,295 @@
+//! Configuration and administration: what changes, and what of it has to disturb a session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::filter::Filter;
+use crate::rib::SourceId;
+use crate::session::{Outgoing, Output, Session, Settings};
+use crate::speaker::input::canonical;
+use crate::speaker::peer::Peer;
+use crate::speaker::{Effect, PeerConfig, Reset, Speaker, SpeakerConfig, cease_for_change, identity};
+use crate::types::Family;
+use crate::wire::iana::cease;
+use crate::wire::message::{Notification, RefreshKind, RouteRefresh};
+
+impl Speaker {
+    /// Changes what the speaker is. A new AS, identifier, host name or restart time resets the sessions; multipath limits
+    /// decide anew.
+    pub fn configure(&mut self, now: Instant, config: SpeakerConfig) {
+        let old = std::mem::replace(&mut self.config, config);
+        if old == self.config {
+            return;
+        }
+        let reflects_differently = old.cluster_id != self.config.cluster_id;
+        self.rib.set_identity(identity(&self.config));
+        let flags = self.restart_flags();
+        for id in self.peer_ids() {
+            let peer = self.peers[id as usize].as_mut().expect("named peers exist");
+            let settings = Settings::new(&self.config, &peer.config, flags);
+            // The AS is in every AS_PATH that we send, also where a session has a local AS of its own.
+            let reset = settings.needs_reset(peer.session.settings()) || old.asn != self.config.asn;
+            peer.session.set_settings(settings);
+            if reset {
+                self.restart_session(
+                    now,
+                    id,
+                    &cease_for_change(),
+                    "our AS, identifier or capabilities changed",
+                );
+            } else if reflects_differently {
+                self.rib.update_export_policy(id, |_| {});
+            }
+        }
+    }
+
+    /// Adds a peer or changes it, disturbing the session as little as the change allows.
+    pub fn set_peer(&mut self, now: Instant, mut config: PeerConfig) {
+        config.address = canonical(config.address);
+        // A timer of nothing would never let go of the processor.
+        config.connect_retry = config.connect_retry.max(Duration::from_secs(1));
+        config.keepalive = config.keepalive.map(|k| k.max(Duration::from_secs(1)));
+        match self.by_name.get(&config.name).copied() {
+            Some(id) if self.peer(id).is_some_and(|p| p.config.address == config.address) => {
+                self.change_peer(now, id, config);
+            }
+            Some(_) => {
+                self.remove_peer(now, &config.name.clone());
+                self.add_peer(now, config);
+            }
+            None => self.add_peer(now, config),
+        }
+    }
+
+    fn add_peer(&mut self, now: Instant, config: PeerConfig) {
+        let settings = Settings::new(&self.config, &config, self.restart_flags());
+        let (name, address) = (config.name.clone(), config.address);
+        let mut peer = Peer::new(config, Session::new(settings, now));
+        let free = (1..self.peers.len()).find(|i| self.peers[*i].is_none());
+        let at = free.unwrap_or(self.peers.len());
+        let id = u32::try_from(at).expect("fewer than 2^32 peers are configured");
+        match self.by_address.get(&address).and_then(|holder| self.peer(*holder)) {
+            Some(holder) => {
+                peer.conflict = Some(format!("address {address} belongs to peer {}", holder.config.name));
+            }
+            None => {
+                self.by_address.insert(address, id);
+                let options = peer.socket_options(self.config.asn);
+                self.effects.push_back(Effect::Listen(address, Some(options)));
+            }
+        }
+        if at == self.peers.len() {
+            self.peers.push(Some(peer));
+        } else {
+            self.peers[at] = Some(peer);
+        }
+        self.by_name.insert(name, id);
+        self.refresh_peer_addresses();
+        self.reconcile(now, id);
+    }
+
+    fn change_peer(&mut self, now: Instant, id: u32, mut config: PeerConfig) {
+        let speaker_as = self.config.asn;
+        let flags = self.restart_flags();
+        let peer = self.peers[id as usize].as_mut().expect("named peers exist");
+        if peer.config == config {
+            return;
+        }
+        // Filters that say the same keep their counters.
+        keep_equal(&mut config.import, &peer.config.import);
+        keep_equal(&mut config.export, &peer.config.export);
+        let old_options = peer.socket_options(speaker_as);
+        let old = std::mem::replace(&mut peer.config, config);
+        let new = peer.config.clone();
+        if old.shutdown != new.shutdown {
+            peer.admin_override = None;
+        }
+        if old.max_prefixes != new.max_prefixes {
+            peer.held = None;
+        }
+        let options = peer.socket_options(speaker_as);
+        let settings = Settings::new(&self.config, &new, flags);
+        let wrong_as = peer.negotiated.as_ref().is_some_and(|n| {
+            peer.session.established().is_some()
+                && crate::session::negotiate::expects(&settings, n.remote_as).is_err()
+        });
+        let reset = settings.needs_reset(peer.session.settings())
+            || wrong_as
+            || options != old_options
+            || (old.port, old.source) != (new.port, new.source);
+        peer.session.set_settings(settings);
+        let holds_address = peer.conflict.is_none();
+        if options != old_options && holds_address {
+            self.effects.push_back(Effect::Listen(new.address, Some(options)));
+        }
+        if !new.graceful_restart {
+            self.stop_helping(id);
+        }
+        if reset {
+            self.restart_session(now, id, &cease_for_change(), "configuration changed");
+        } else {
+            self.change_policy(now, id, &old, &new);
+        }
+        self.reconcile(now, id);
+        self.check_restart(now);
+    }
+
+    /// What a session that stays up has to follow.
+    fn change_policy(&mut self, now: Instant, id: u32, old: &PeerConfig, new: &PeerConfig) {
+        let import = (&old.import, old.allow_as_in, old.max_prefixes)
+            != (&new.import, new.allow_as_in, new.max_prefixes);
+        if import {
+            self.rib.update_import_policy(SourceId(id), |p| {
+                p.filters.clone_from(&new.import);
+                p.allow_as_in = new.allow_as_in;
+                p.max_prefixes = new.max_prefixes;
+            });
+            self.ask_again(now, id);
+        }
+        let client = old.route_reflector_client != new.route_reflector_client;
+        let export =
+            (&old.export, old.next_hop, old.as_override) != (&new.export, new.next_hop, new.as_override);
+        if export || client {
+            self.rib.update_export_policy(id, |p| {
+                p.filters.clone_from(&new.export);
+                p.next_hop = new.next_hop;
+                p.as_override = new.as_override;
+                p.client = new.route_reflector_client;
+            });
+        }
+        if client {
+            self.rib.set_client(SourceId(id), new.route_reflector_client);
+        }
+    }
+
+    /// Cease (6/3, deconfigured) and forget the peer with all its routes.
+    pub fn remove_peer(&mut self, now: Instant, name: &str) {
+        let Some(id) = self.by_name.remove(name) else { return };
+        let cease = Notification::cease(cease::PEER_DECONFIGURED);
+        self.drive(now, id, |session, cx| session.stop(cx, &cease, "removed from the configuration"));
+        let peer = self.peers[id as usize].take().expect("named peers exist");
+        if let Some(at) = peer.scheduled {
+            self.timers.remove(&(at, id));
+        }
+        // Also stale routes, if the session was down already.
+        self.rib.forget_source(SourceId(id));
+        if peer.conflict.is_none() {
+            self.by_address.remove(&peer.config.address);
+            self.pass_address_on(now, &peer);
+        }
+        self.refresh_peer_addresses();
+        self.check_restart(now);
+    }
+
+    /// The address of a removed peer goes to the next one that wants it, if any.
+    fn pass_address_on(&mut self, now: Instant, gone: &Peer) {
+        let address = gone.config.address;
+        let heir = self
+            .peer_ids()
+            .into_iter()
+            .find(|id| self.peer(*id).is_some_and(|p| p.conflict.is_some() && p.config.address == address));
+        let Some(heir) = heir else {
+            self.effects.push_back(Effect::Listen(address, None));
+            return;
+        };
+        let speaker_as = self.config.asn;
+        let peer = self.peers[heir as usize].as_mut().expect("named peers exist");
+        peer.conflict = None;
+        let options = peer.socket_options(speaker_as);
+        self.by_address.insert(address, heir);
+        self.effects.push_back(Effect::Listen(address, Some(options)));
+        self.reconcile(now, heir);
+    }
+
+    /// Resets a peer's session. Whether there is such a peer.
+    pub fn reset(&mut self, now: Instant, peer: &str, how: Reset) -> bool {
+        let Some(id) = self.by_name.get(peer).copied() else {
+            return false;
+        };
+        match how {
+            Reset::Hard => {
+                let peer = self.peers[id as usize].as_mut().expect("named peers exist");
+                peer.held = None;
+                let cease = Notification::cease(cease::ADMINISTRATIVE_RESET);
+                self.restart_session(now, id, &cease, "reset by the administrator");
+            }
+            Reset::SoftIn => self.ask_again(now, id),
+            Reset::SoftOut => Family::ALL.into_iter().for_each(|f| self.rib.mark_all_for(id, f)),
+        }
+        true
+    }
+
+    /// Takes a peer down (Cease 6/2 with `message`, RFC 9003) or lets it come up again, over its configuration and until
+    /// that is changed. Whether there is such a peer.
+    pub fn set_enabled(&mut self, now: Instant, peer: &str, enabled: bool, message: &str) -> bool {
+        let Some(id) = self.by_name.get(peer).copied() else {
+            return false;
+        };
+        let peer = self.peers[id as usize].as_mut().expect("named peers exist");
+        peer.admin_override = Some((!enabled).then(|| message.to_owned()));
+        if enabled {
+            peer.held = None;
+        }
+        self.reconcile(now, id);
+        true
+    }
+
+    /// Starts or stops a session as its configuration and circumstances want it.
+    pub(super) fn reconcile(&mut self, now: Instant, id: u32) {
+        let stopping = self.stopping.clone();
+        let peer = self.peers[id as usize].as_mut().expect("callers have it from the index");
+        match peer.blocked(stopping.as_deref()) {
+            Some(blocked) => {
+                self.drive(now, id, |session, cx| session.stop(cx, &blocked.cease, &blocked.reason));
+                // Nobody waits for it, and it does not come back for its routes.
+                self.stop_helping(id);
+            }
+            None if peer.session.is_stopped() => {
+                peer.session.set_reason(None);
+                self.drive(now, id, |session, cx| session.start(cx, true));
+            }
+            None => {}
+        }
+    }
+
+    fn restart_session(&mut self, now: Instant, id: u32, cease: &Notification, reason: &str) {
+        let blocked = self.peer(id).is_none_or(|p| p.blocked(self.stopping.as_deref()).is_some());
+        self.stop_helping(id);
+        if !blocked {
+            self.drive(now, id, |session, cx| session.restart(cx, cease, reason));
+        }
+    }
+
+    /// All routes again, judged anew: by ROUTE-REFRESH, or by a new session with a peer that does not know it. (Kept copies
+    /// of unfiltered routes would cost as much memory as the table.)
+    fn ask_again(&mut self, now: Instant, id: u32) {
+        let Some(peer) = self.peer(id) else { return };
+        let (Some(conn), Some(n)) = (peer.session.established(), &peer.negotiated) else { return };
+        if !n.route_refresh {
+            let cease = Notification::cease(cease::ADMINISTRATIVE_RESET);
+            self.restart_session(
+                now,
+                id,
+                &cease,
+                "routes are needed again and the peer has no route refresh",
+            );
+            return;
+        }
+        for family in Family::ALL.into_iter().filter(|f| n.families[*f]).collect::<Vec<_>>() {
+            let refresh = RouteRefresh { family, kind: RefreshKind::Request };
+            self.drive(now, id, |_, cx| cx.out.push(Output::Send(conn, Outgoing::RouteRefresh(refresh))));
+        }
+    }
+
+    fn refresh_peer_addresses(&mut self) {
+        self.rib.set_peer_addresses(self.peers.iter().flatten().map(|p| p.config.address));
+    }
+}
+
+fn keep_equal(new: &mut [Arc<Filter>], old: &[Arc<Filter>]) {
+    for filter in new {
+        if let Some(same) = old.iter().find(|o| ***o == **filter) {
+            *filter = Arc::clone(same);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A peer as the speaker holds it: configuration, session, what its last OPEN said, counters.
+
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use crate::session::{Negotiated, Session};
+use crate::speaker::helper::Helping;
+use crate::speaker::{Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
+use crate::types::{Asn, PeerType, PerFamily};
+use crate::wire::header::Framer;
+use crate::wire::iana::cease;
+use crate::wire::message::Notification;
+
+/// A configured peer.
+pub(super) struct Peer {
+    pub(super) config: PeerConfig,
+    pub(super) session: Session,
+    /// Over the configuration's `shutdown`: enabled (`None` inside), or disabled with a text.
+    pub(super) admin_override: Option<Option<String>>,
+    /// Another peer holds the address.
+    pub(super) conflict: Option<String>,
+    /// Stopped by itself (prefix limit) until somebody resets it.
+    pub(super) held: Option<String>,
+    /// What the last Established session agreed on.
+    pub(super) negotiated: Option<Negotiated>,
+    /// Of the session that is up.
+    pub(super) endpoints: Option<Endpoints>,
+    pub(super) end_of_rib: PerFamily<bool>,
+    /// KEEPALIVEs on the session that is up, beyond the one that brought it up.
+    pub(super) keepalives: u64,
+    pub(super) helping: Option<Helping>,
+    /// On the session that is up, people know of refused prefixes beyond the limit.
+    pub(super) limit_told: PerFamily<bool>,
+    pub(super) messages: MessagesView,
+    /// The entry in the speaker's timers.
+    pub(super) scheduled: Option<Instant>,
+}
+
+/// Why a peer must not have a session.
+pub(super) struct Blocked {
+    pub(super) cease: Notification,
+    pub(super) reason: String,
+    /// By an administrator: shown as "Disabled".
+    pub(super) disabled: bool,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig, session: Session) -> Self {
+        Peer {
+            config,
+            session,
+            admin_override: None,
+            conflict: None,
+            held: None,
+            negotiated: None,
+            endpoints: None,
+            end_of_rib: PerFamily::both(false),
+            keepalives: 0,
+            helping: None,
+            limit_told: PerFamily::both(false),
+            messages: MessagesView::default(),
+            scheduled: None,
+        }
+    }
+
+    /// Why it must stay down, the administrator's will first.
+    pub(super) fn blocked(&self, stopping: Option<&str>) -> Option<Blocked> {
+        let disabled = match (&self.admin_override, stopping) {
+            (_, Some(text)) => Some(text),
+            (Some(message), None) => message.as_deref(),
+            (None, None) => self.config.shutdown.as_deref(),
+        };
+        if let Some(text) = disabled {
+            let reason = match text {
+                "" => "administratively down".to_owned(),
+                text => format!("administratively down: {text}"),
+            };
+            let cease = Notification::cease_with_text(cease::ADMINISTRATIVE_SHUTDOWN, text);
+            return Some(Blocked { cease, reason, disabled: true });
+        }
+        let reason = self.config.admin_blocked.as_ref().or(self.conflict.as_ref()).or(self.held.as_ref())?;
+        let cease = Notification::cease(cease::CONFIGURATION_CHANGE);
+        Some(Blocked { cease, reason: reason.clone(), disabled: false })
+    }
+
+    /// Internal or external: as negotiated, else as far as the configuration tells.
+    pub(super) fn peer_type(&self, speaker_as: Asn) -> Option<PeerType> {
+        if let Some(n) = &self.negotiated {
+            return Some(n.peer_type);
+        }
+        Some(match self.config.remote_as {
+            RemoteAs::Internal => PeerType::Internal,
+            RemoteAs::External => PeerType::External,
+            RemoteAs::Asn(asn) if asn == self.config.local_as.unwrap_or(speaker_as) => PeerType::Internal,
+            RemoteAs::Asn(_) => PeerType::External,
+        })
+    }
+
+    /// What its sockets need (RFC 4271 leaves TTLs open; external peers are taken to be one hop away unless configured
+    /// otherwise, internal ones anywhere).
+    pub(super) fn socket_options(&self, speaker_as: Asn) -> SocketOptions {
+        let external = match self.config.remote_as {
+            RemoteAs::Internal => false,
+            RemoteAs::External => true,
+            RemoteAs::Asn(asn) => asn != self.config.local_as.unwrap_or(speaker_as),
+        };
+        let (ttl, min_ttl) = match (self.config.ttl_security, self.config.ebgp_multihop) {
+            // RFC 5082 3, trap 25: 255 out, and nothing that a router has touched comes in; n hops may take n - 1 off.
+            (true, hops) => (Some(255), Some(255 - hops.unwrap_or(1).saturating_sub(1))),
+            (false, Some(hops)) if external => (Some(hops), None),
+            (false, None) if external => (Some(1), None),
+            (false, _) => (None, None),
+        };
+        SocketOptions { md5: self.config.password.clone(), ttl, min_ttl }
+    }
+
+    /// The earliest of its timers.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let helping = self.helping.as_ref().map(|h| h.deadline);
+        self.session.deadline().into_iter().chain(helping).min()
+    }
+}
+
+/// A connection or a dial.
+pub(super) struct Conn {
+    pub(super) peer: u32,
+    /// `None` while dialling.
+    pub(super) endpoints: Option<Endpoints>,
+    pub(super) framer: Framer,
+    /// Messages of the session; UPDATEs are made when they are fetched.
+    pub(super) outbox: BytesMut,
+    /// `Effect::Close` has been given.
+    pub(super) closing: bool,
+    /// `Effect::Transmit` has been given and not been answered to the end.
+    pub(super) notified: bool,
+}
+
+impl Conn {
+    pub(super) fn new(peer: u32, endpoints: Option<Endpoints>) -> Self {
+        Conn {
+            peer,
+            endpoints,
+            framer: Framer::new(),
+            outbox: BytesMut::new(),
+            closing: false,
+            notified: false,
+        }
+    }
+}
