@@ -23,7 +23,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{info, warn};
 
 use super::directory::{Change, Directory};
-use super::tree::MAX_FILE_BYTES;
+use super::tree::{MAX_FILE_BYTES, STACK_BYTES};
 use super::{Problem, Update};
 
 /// An editor's save is a handful of events: wait until they are through.
@@ -49,6 +49,7 @@ pub fn spawn(dir: PathBuf) -> io::Result<tokio::sync::mpsc::Receiver<Vec<Update>
     let (updates, receiver) = tokio::sync::mpsc::channel(16);
     std::thread::Builder::new()
         .name("manifests".to_owned())
+        .stack_size(STACK_BYTES)
         .spawn(move || Follower::new(dir, updates).run())?;
     Ok(receiver)
 }
@@ -67,7 +68,10 @@ struct Follower {
 /// A file as it was when it was last read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
+    /// `None`: a link into nothing.
     stamp: Option<Stamp>,
+    /// A later change would certainly show in the stamp.
+    sure: bool,
     /// It lies outside of the directory: inotify is silent about it.
     outside: bool,
 }
@@ -190,7 +194,7 @@ impl Follower {
         self.seen
             .iter()
             .filter(|(_, seen)| seen.outside)
-            .any(|(name, seen)| fs::metadata(self.dir.join(name)).ok().map(|m| stamp(&m)) != seen.stamp)
+            .any(|(name, seen)| !seen.sure || stamp(&self.dir.join(name)) != seen.stamp)
     }
 
     /// What has changed since the last look.
@@ -204,20 +208,22 @@ impl Follower {
         self.seen.retain(|name, _| names.contains(name));
         for name in names {
             let path = self.dir.join(&name);
-            let before = fs::metadata(&path).ok().map(|m| stamp(&m));
+            let before = stamp(&path);
             let named = matches!(look, Look::At(names) if names.contains(&name));
-            let known = self.seen.get(&name).is_some_and(|seen| seen.stamp.is_some() && seen.stamp == before);
+            let known = self.seen.get(&name).is_some_and(|seen| seen.sure && seen.stamp == before);
             if known && !named {
                 continue;
             }
-            let (change, read) = match read(&path) {
-                Ok(read) => read,
+            let change = match read(&path) {
+                Ok(change) => change,
                 // Gone between the listing and now; if it was known, the next listing tells.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => continue,
-                Err(e) => (Change::Unreadable(None, describe_file_error(&e)), None),
+                Err(e) => Change::Unreadable(None, describe_file_error(&e)),
             };
+            let stamp = stamp(&path);
+            let sure = stamp == before && stamp.is_none_or(settled);
             let outside = leads_outside(&path, inside.as_deref());
-            self.seen.insert(name.clone(), Seen { stamp: read.filter(settled), outside });
+            self.seen.insert(name.clone(), Seen { stamp, sure, outside });
             changes.insert(name, change);
         }
         Ok(changes)
@@ -271,19 +277,15 @@ fn list(dir: &Path) -> io::Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Reads a file, and what it looked like before; no stamp where it changed while it was read.
-fn read(path: &Path) -> io::Result<(Change, Option<Stamp>)> {
+fn read(path: &Path) -> io::Result<Change> {
     // A named pipe would hang the open.
-    if !fs::metadata(path)?.is_file() {
-        return Ok((Change::Unreadable(None, "not a regular file".to_owned()), None));
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Ok(Change::Unreadable(None, "not a regular file".to_owned()));
     }
-    let mut file = fs::File::open(path)?;
-    let metadata = file.metadata()?;
-    let before = stamp(&metadata);
     let mut bytes = Vec::with_capacity(metadata.len().min(MAX_FILE_BYTES) as usize + 1);
-    (&mut file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    let same = file.metadata().is_ok_and(|m| stamp(&m) == before);
-    Ok((content(bytes), same.then_some(before)))
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(content(bytes))
 }
 
 fn content(bytes: Vec<u8>) -> Change {
@@ -301,18 +303,19 @@ fn content(bytes: Vec<u8>) -> Change {
     }
 }
 
-fn stamp(m: &fs::Metadata) -> Stamp {
-    Stamp {
+fn stamp(path: &Path) -> Option<Stamp> {
+    let m = fs::metadata(path).ok()?;
+    Some(Stamp {
         device: m.dev(),
         inode: m.ino(),
         size: m.size(),
         modified: (m.mtime(), m.mtime_nsec()),
         changed: (m.ctime(), m.ctime_nsec()),
-    }
+    })
 }
 
 /// Whether another change would certainly show in the stamp.
-fn settled(stamp: &Stamp) -> bool {
+fn settled(stamp: Stamp) -> bool {
     let changed = Duration::new(
         u64::try_from(stamp.changed.0).unwrap_or(0),
         u32::try_from(stamp.changed.1).unwrap_or(0),

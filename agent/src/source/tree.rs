@@ -11,6 +11,13 @@ use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, MessageFormatter, Spa
 /// The largest file that is read, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 32 << 20;
 
+/// Maps and lists within each other; the deepest objects in use, schemas of custom resources, stay below half of it.
+const MAX_DEPTH: usize = 64;
+
+/// Stack that a thread needs for reading the deepest text that is let through, with room to spare in builds without
+/// optimisation.
+pub(super) const STACK_BYTES: usize = 8 << 20;
+
 /// A value and the line, from 1, where it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tree {
@@ -60,7 +67,7 @@ pub(super) fn documents(text: &str) -> Result<Vec<Tree>, SyntaxError> {
         budget: serde_saphyr::budget! {
             max_events: 20_000_000,
             max_nodes: 20_000_000,
-            max_depth: 64,
+            max_depth: MAX_DEPTH,
             max_total_scalar_bytes: MAX_FILE_BYTES as usize * 2,
             max_aliases: 10_000,
             max_anchors: 10_000,
@@ -323,10 +330,18 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded() {
-        assert!(documents(&"[".repeat(100_000)).is_err());
-        let nested: String = (0..10_000).map(|i| format!("{}a:\n", " ".repeat(i % 200))).collect();
-        assert!(documents(&nested).is_err());
+    fn depth_is_bounded_and_the_readers_stack_suffices_for_it() {
+        let test = || {
+            let flow = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+            let block = |depth| (0..depth).map(|i| format!("{}a:\n", " ".repeat(i))).collect::<String>();
+            assert!(documents(&flow(MAX_DEPTH)).is_ok());
+            assert!(documents(&block(MAX_DEPTH)).is_ok());
+            assert!(documents(&flow(MAX_DEPTH + 1)).is_err());
+            assert!(documents(&block(MAX_DEPTH + 1)).is_err());
+            assert!(documents(&"[".repeat(100_000)).is_err());
+            assert!(documents(&"- ".repeat(100_000)).is_err());
+        };
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(test).unwrap().join().unwrap();
     }
 
     proptest::proptest! {
