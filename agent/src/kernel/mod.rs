@@ -12,7 +12,9 @@
 //! Everything acts in the network namespace of the thread that opens it.
 
 pub mod fib;
+pub mod iptables;
 pub mod netlink;
+pub mod sysctl;
 
 /// An address family of the kernel's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,0 +1,199 @@
+//! The iptables programs: which of the two back ends, restoring without disturbing others, saving.
+//!
+//! Text in, text out: what the rules mean is the policy engine's business. Calls block and fork; the policy thread makes
+//! them.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::process::{Command, Output, Stdio};
+
+use super::Family;
+
+/// How long the programs wait for the xtables lock, in seconds, before they give up and we try again later.
+const LOCK_WAIT: &str = "10";
+
+/// Which implementation holds the rules. A host must use one only: the kernel runs both, in an order of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// iptables-nft: rules in nf_tables.
+    Nft,
+    /// iptables-legacy: the old x_tables.
+    Legacy,
+}
+
+impl Backend {
+    /// Both.
+    pub const BOTH: [Backend; 2] = [Backend::Nft, Backend::Legacy];
+
+    /// The one that the host's own rules are in: where two lists of rules hold, ours belong with the others. nft where
+    /// there are none.
+    ///
+    /// Asking iptables-legacy would load its modules; /proc says which of its tables are there already.
+    ///
+    /// # Errors
+    /// The programs are missing or refuse to work.
+    pub fn detect() -> Result<Self, IptablesError> {
+        let mut legacy = 0;
+        for family in Family::BOTH {
+            if legacy_tables(family).is_some_and(|tables| !tables.is_empty()) {
+                legacy += foreign_rules(&save(Backend::Legacy, family)?);
+            }
+        }
+        if legacy == 0 {
+            return Ok(Backend::Nft);
+        }
+        let mut nft = 0;
+        for family in Family::BOTH {
+            nft += foreign_rules(&save(Backend::Nft, family)?);
+        }
+        Ok(if legacy > nft { Backend::Legacy } else { Backend::Nft })
+    }
+
+    fn program(self, family: Family, verb: &str) -> String {
+        let tool = match family {
+            Family::Ipv4 => "iptables",
+            Family::Ipv6 => "ip6tables",
+        };
+        format!("{tool}-{self}-{verb}")
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Backend::Nft => "nft",
+            Backend::Legacy => "legacy",
+        })
+    }
+}
+
+/// A program of iptables could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum IptablesError {
+    /// Not installed.
+    #[error("{0} is not installed: install the package iptables (1.8 or later)")]
+    Missing(String),
+    /// No privilege.
+    #[error("{0} may not change the packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")]
+    Denied(String),
+    /// It refused; with the line it refused, where it says which.
+    #[error("{program} failed: {message}")]
+    Refused {
+        /// Which program.
+        program: String,
+        /// Its words, and the line of input that it speaks of.
+        message: String,
+    },
+    /// It could not be run.
+    #[error("{program} cannot be run: {source}")]
+    Run {
+        /// Which program.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Feeds `text` to `iptables-restore --noflush`: chains that it does not name stay as they are. Each table of it takes
+/// effect as a whole or not at all.
+///
+/// # Errors
+/// With the line that was refused.
+pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), IptablesError> {
+    let program = backend.program(family, "restore");
+    let mut command = Command::new(&program);
+    command.args(["--noflush", "--wait", LOCK_WAIT]);
+    run(&program, &mut command, Some(text)).map(drop)
+}
+
+/// The rules of all tables that are there, as `iptables-save` prints them.
+///
+/// # Errors
+/// The program is missing or fails.
+pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
+    let program = backend.program(family, "save");
+    let output = run(&program, &mut Command::new(&program), None)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The tables of iptables-legacy that are loaded in this namespace; `None`: its modules are not.
+pub fn legacy_tables(family: Family) -> Option<Vec<String>> {
+    let path = match family {
+        Family::Ipv4 => "/proc/net/ip_tables_names",
+        Family::Ipv6 => "/proc/net/ip6_tables_names",
+    };
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.lines().map(str::to_owned).collect())
+}
+
+/// Rules that are not ours.
+fn foreign_rules(save: &str) -> usize {
+    save.lines().filter(|line| line.starts_with("-A ") && !line.contains("MANX-")).count()
+}
+
+fn run(program: &str, command: &mut Command, input: Option<&str>) -> Result<Output, IptablesError> {
+    let failed = |source| match io::Error::kind(&source) {
+        io::ErrorKind::NotFound => IptablesError::Missing(program.to_owned()),
+        _ => IptablesError::Run { program: program.to_owned(), source },
+    };
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child =
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A program that stops reading says why on stderr, which is worth more than our broken pipe.
+        let _ = stdin.write_all(text.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if words.contains("Permission denied") || words.contains("you must be root") {
+        return Err(IptablesError::Denied(program.to_owned()));
+    }
+    let line = input.and_then(|text| refused_line(&words, text));
+    let message = match line {
+        Some(line) => format!("{words}: {line}"),
+        None if words.is_empty() => format!("{}", output.status),
+        None => words,
+    };
+    Err(IptablesError::Refused { program: program.to_owned(), message })
+}
+
+/// The line of input that an error of iptables-restore speaks of ("line 7 failed", "line: 7").
+fn refused_line<'a>(words: &str, input: &'a str) -> Option<&'a str> {
+    let after = &words[words.find("line")? + 4..];
+    let digits: String =
+        after.trim_start_matches([':', ' ']).chars().take_while(char::is_ascii_digit).collect();
+    let number: usize = digits.parse().ok()?;
+    input.lines().nth(number.checked_sub(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_the_line_it_speaks_of() {
+        let input = "*filter\n-A NOWHERE -j ACCEPT\nCOMMIT\n";
+        assert_eq!(refused_line("iptables-restore: line 2 failed", input), Some("-A NOWHERE -j ACCEPT"));
+        assert_eq!(refused_line("iptables-restore v1.8.9 (nf_tables): \nline 3: X failed", input), Some("COMMIT"));
+        assert_eq!(refused_line("Another app is currently holding the xtables lock", input), None);
+    }
+
+    #[test]
+    fn a_missing_tool_names_the_package_to_install() {
+        let e = run("iptables-none-save", &mut Command::new("iptables-none-save"), None).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "iptables-none-save is not installed: install the package iptables (1.8 or later)"
+        );
+    }
+
+    #[test]
+    fn only_rules_of_others_decide_about_the_back_end() {
+        let save = "*filter\n:MANX-FORWARD - [0:0]\n-A FORWARD -j MANX-FORWARD\n-A FORWARD -j KUBE-FORWARD\nCOMMIT\n";
+        assert_eq!(foreign_rules(save), 1);
+    }
+}

@@ -1,0 +1,153 @@
+//! Carries out the policy engine's plans, and reads for it what the kernel holds. Decides nothing.
+
+use std::thread;
+use std::time::SystemTime;
+
+use manx_policy::model::Family as PolicyFamily;
+use manx_policy::plan::{Observed, Outcome, Plan, Step, StepResult, Wants};
+
+use super::Family;
+use super::ipset::{IpsetError, Ipsets};
+use super::iptables::{self, Backend, IptablesError};
+
+/// What begins the names of our sets, without the family's digit.
+const SET_PREFIXES: [&str; 2] = ["manx4-", "manx6-"];
+
+/// The packet filter of the namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct PolicyKernel {
+    backend: Backend,
+    sets: Ipsets,
+}
+
+/// The packet filter could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyKernelError {
+    /// Rules.
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
+    /// Sets.
+    #[error(transparent)]
+    Ipset(#[from] IpsetError),
+}
+
+impl PolicyKernel {
+    /// Chooses the back end, if none is given, once and for all, and checks that both tools work.
+    ///
+    /// # Errors
+    /// A tool, a kernel module or a privilege is missing.
+    pub fn open(backend: Option<Backend>) -> Result<Self, PolicyKernelError> {
+        let backend = match backend {
+            Some(backend) => backend,
+            None => Backend::detect()?,
+        };
+        let mut kernel = PolicyKernel { backend, sets: Ipsets::open()? };
+        kernel.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })?;
+        Ok(kernel)
+    }
+
+    /// The back end in use.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Reads what the engine wants to see.
+    ///
+    /// # Errors
+    /// Something can't be read.
+    pub fn observe(&mut self, wants: Wants) -> Result<Observed, PolicyKernelError> {
+        let mut rules = Vec::new();
+        for family in PolicyFamily::ALL {
+            if wants.rules(family) {
+                rules.push((family, iptables::save(self.backend, family.into())?));
+            }
+        }
+        let sets = if wants.sets { Some(self.sets.list(&SET_PREFIXES)?) } else { None };
+        Ok(Observed { at: SystemTime::now(), rules, sets })
+    }
+
+    /// Carries out a plan: each family's steps in order until one fails; rules of the two families at the same time.
+    ///
+    /// Sets go through one socket and take microseconds; only the processes are worth running side by side. So the
+    /// steps are cut at the restores: sets before them for both families, the restores together, sets after them.
+    pub fn execute(&mut self, plan: &Plan) -> Outcome {
+        let mut results = vec![StepResult::Skipped; plan.steps.len()];
+        let mut queues: Vec<Vec<usize>> = PolicyFamily::ALL
+            .map(|family| (0..plan.steps.len()).filter(|i| plan.steps[*i].family() == family).collect())
+            .into();
+        while queues.iter().any(|q| !q.is_empty()) {
+            for queue in &mut queues {
+                self.execute_sets(plan, queue, &mut results);
+            }
+            self.execute_restores(plan, &mut queues, &mut results);
+        }
+        Outcome { at: SystemTime::now(), results }
+    }
+
+    /// All steps of one family up to its next restore. A failure empties the queue: what follows stays skipped.
+    fn execute_sets(&mut self, plan: &Plan, queue: &mut Vec<usize>, results: &mut [StepResult]) {
+        let until = queue
+            .iter()
+            .position(|i| matches!(plan.steps[*i], Step::Restore { .. }))
+            .unwrap_or(queue.len());
+        for index in queue.drain(..until).collect::<Vec<_>>() {
+            if let Err(e) = self.execute_set(&plan.steps[index]) {
+                results[index] = StepResult::Failed(e.to_string());
+                queue.clear();
+                return;
+            }
+            results[index] = StepResult::Done;
+        }
+    }
+
+    fn execute_set(&mut self, step: &Step) -> Result<(), IpsetError> {
+        match step {
+            Step::CreateSet { family, name, kind, max_elements } => {
+                self.sets.create(name, *kind, (*family).into(), *max_elements)
+            }
+            Step::AddMembers { set, members, .. } => self.sets.add(set, members),
+            Step::DeleteMembers { set, members, .. } => self.sets.delete(set, members),
+            Step::DestroySet { name, .. } => self.sets.destroy(name),
+            Step::Restore { .. } => unreachable!("restores are cut out before"),
+        }
+    }
+
+    /// The restore that each family has come to, at the same time.
+    fn execute_restores(&self, plan: &Plan, queues: &mut [Vec<usize>], results: &mut [StepResult]) {
+        let backend = self.backend;
+        let heads: Vec<Option<usize>> = queues.iter().map(|q| q.first().copied()).collect();
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = heads
+                .iter()
+                .map(|head| match head.map(|i| &plan.steps[i]) {
+                    Some(Step::Restore { family, text }) => {
+                        let family = Family::from(*family);
+                        Some(scope.spawn(move || iptables::restore(backend, family, text)))
+                    }
+                    _ => None,
+                })
+                .collect();
+            running.into_iter().map(|r| r.map(|r| r.join().expect("restoring does not panic"))).collect()
+        });
+        for ((queue, head), outcome) in queues.iter_mut().zip(heads).zip(outcomes) {
+            let (Some(index), Some(outcome)) = (head, outcome) else { continue };
+            queue.remove(0);
+            results[index] = match outcome {
+                Ok(()) => StepResult::Done,
+                Err(e) => {
+                    queue.clear();
+                    StepResult::Failed(e.to_string())
+                }
+            };
+        }
+    }
+}
+
+impl From<PolicyFamily> for Family {
+    fn from(family: PolicyFamily) -> Self {
+        match family {
+            PolicyFamily::Ipv4 => Family::Ipv4,
+            PolicyFamily::Ipv6 => Family::Ipv6,
+        }
+    }
+}
