@@ -7,9 +7,12 @@
 //! ```
 //!
 //! The core never asks the clock and never does IO: inputs and `now` go in, effects come out.
-#![forbid(unsafe_code)]
+//! Unsafe code is in one file, `net/sockopt.rs`.
+#![deny(unsafe_code)]
 
 pub mod filter;
+#[cfg(feature = "net")]
+pub mod net;
 mod rib;
 pub mod session;
 pub mod speaker;
