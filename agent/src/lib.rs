@@ -13,6 +13,7 @@
 pub mod config;
 pub mod delta;
 pub mod health;
+pub mod kernel;
 pub mod options;
 pub mod sockets;
 pub mod source;
