@@ -442,6 +442,13 @@ impl Calc {
     }
 }
 
+/// The endpoint whose chains an interface gets: of several that name it, all closed, the first.
+pub fn dispatchable_on<'a>(calc: &'a Calc, interface: &'a str) -> Option<&'a Resolved> {
+    calc.endpoints_on(interface)
+        .next()
+        .filter(|resolved| resolved.access != Access::Closed(Closed::BadInterface))
+}
+
 /// The same as [`Calc::snapshot`] after any updates that led to this state, by plain loops.
 pub fn from_scratch(state: &State, prefix: &str) -> Snapshot {
     let mut snapshot = Snapshot::default();

@@ -62,7 +62,7 @@ pub mod chain {
     /// A policy rule allows.
     pub const ALLOW: &str = "MANX-ALLOW";
     /// Egress is allowed.
-    pub const FROM_OK: &str = "MANX-FROM-OK";
+    pub const EGRESS_OK: &str = "MANX-EGRESS-OK";
     /// The final accept.
     pub const ACCEPT: &str = "MANX-ACCEPT";
     /// Sets the unjudged bits.
@@ -170,7 +170,7 @@ impl Layout {
         }
         add(Table::Filter, chain::CHECK, forbidden(v6));
         add(Table::Filter, chain::ALLOW, vec![rule([], mark(allow, allow), "a policy allows")]);
-        add(Table::Filter, chain::FROM_OK, vec![rule([], mark(0, from | allow | pass), "egress allowed")]);
+        add(Table::Filter, chain::EGRESS_OK, vec![rule([], mark(0, from | allow | pass), "egress allowed")]);
         add(
             Table::Filter,
             chain::ACCEPT,
@@ -234,14 +234,14 @@ impl Layout {
     fn egress(&self, resolved: &Resolved) -> Vec<Rule> {
         let Marks { from, to, .. } = self.marks;
         let mut rules =
-            vec![established(goto(chain::FROM_OK)), rule([], jump(chain::CHECK), "what no pod may send")];
+            vec![established(goto(chain::EGRESS_OK)), rule([], jump(chain::CHECK), "what no pod may send")];
         rules.extend(syn_first(resolved));
         if resolved.access.isolated(Direction::Egress) {
             let for_this_node = Match::Mark { value: to, mask: from | to, negated: false };
-            rules.push(rule([for_this_node], goto(chain::FROM_OK), "a pod always reaches its own node"));
-            rules.extend(self.policies(resolved, Direction::Egress, chain::FROM_OK));
+            rules.push(rule([for_this_node], goto(chain::EGRESS_OK), "a pod always reaches its own node"));
+            rules.extend(self.policies(resolved, Direction::Egress, chain::EGRESS_OK));
         } else {
-            rules.push(rule([], goto(chain::FROM_OK), &format!("{} egress not isolated", resolved.pod)));
+            rules.push(rule([], goto(chain::EGRESS_OK), &format!("{} egress not isolated", resolved.pod)));
         }
         rules
     }
@@ -349,6 +349,19 @@ pub fn dispatchable(resolved: &Resolved) -> bool {
 /// The chain of an endpoint: `FE` from it, `TE` to it, `SE` its addresses.
 pub fn endpoint_chain(kind: &str, interface: &str) -> String {
     format!("MANX-{kind}-{interface}")
+}
+
+/// Is it the name of a chain of a dispatch tree?
+pub fn is_dispatch(name: &str) -> bool {
+    dispatched_part(name).is_some()
+}
+
+/// For a chain of a dispatch tree: what the interfaces that it leads to have in common after the prefix.
+pub fn dispatched_part(name: &str) -> Option<&str> {
+    if [chain::FROM, chain::TO, chain::SPOOF].contains(&name) {
+        return Some("");
+    }
+    [chain::FROM, chain::TO, chain::SPOOF].iter().find_map(|root| name.strip_prefix(root)?.strip_prefix('-'))
 }
 
 /// How comments name a policy.

@@ -6,12 +6,21 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Endpoint, EndpointId, PodId, Problem, Update};
-use crate::plan::{Observed, Outcome, Plan, PlanId, Wants};
+use crate::calc::{Access, Calc, Resolved};
+use crate::compile::{Layout, Marks, dispatched_part, endpoint_chain};
+use crate::desired::{Desired, Key};
+use crate::grants::sets_of;
+use crate::ir::Program;
+use crate::kernel::Kernel;
+use crate::model::{Direction, EndpointId, Family, PodId, Policy, PolicyId, Problem, Update};
+use crate::names::policy_chain;
+use crate::plan::{Observed, Outcome, Plan, PlanId, Step, StepResult, Wants};
+use crate::render::save;
 use crate::state::State;
 use crate::verdict::{Flow, FlowVerdict, verdict};
+pub use crate::view::{DirectionView, EndpointView, EngineStatus, PodPolicyView, PolicyView};
 
 /// Where our jumps go in the built-in chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -70,83 +79,32 @@ pub enum InForce {
     Not(String),
 }
 
-/// What holds for one pod, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PodPolicyView {
-    /// `namespace/name`.
-    pub pod: String,
-    /// Host-network pods are never policed.
-    pub host_network: bool,
-    /// To the pod.
-    pub ingress: DirectionView,
-    /// From the pod.
-    pub egress: DirectionView,
-    /// The pod's interfaces on this node.
-    pub endpoints: Vec<EndpointView>,
-}
-
-/// One direction of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DirectionView {
-    /// Some policy selects the pod in this direction.
-    pub isolated: bool,
-    /// Every policy that selects it, staged ones too, by name.
-    pub policies: Vec<PolicyView>,
-}
-
-/// One policy's part in a direction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PolicyView {
-    /// `namespace/name`.
-    pub name: String,
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// Reported, not enforced.
-    pub staged: bool,
-    /// The rules in words, in their order.
-    pub rules: Vec<String>,
-    /// What could not be understood.
-    pub problems: Vec<Problem>,
-}
-
-/// One interface of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct EndpointView {
-    /// Name on the host.
-    pub interface: String,
-    /// Addresses from the attachment.
-    pub addresses: Vec<std::net::IpAddr>,
-    /// Since when its current policy is in the kernel; `None`: it is not.
-    pub in_force_since: Option<SystemTime>,
-    /// Why it is not.
-    pub reason: Option<String>,
-}
-
-/// Figures and complaints for the status page.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize)]
-pub struct EngineStatus {
-    /// The source has said that it is in sync.
-    pub in_sync: bool,
-    /// Attachments of this node.
-    pub endpoints: usize,
-    /// Of those, how many have their current policy in the kernel.
-    pub endpoints_in_force: usize,
-    /// Policies that select a pod of this node.
-    pub active_policies: usize,
-    /// Sets desired, both families.
-    pub sets: usize,
-    /// Members of those sets.
-    pub set_members: usize,
-    /// Steps of the last outcome that failed, and everything in objects that was refused.
-    pub problems: Vec<Problem>,
+/// A plan that the agent is executing.
+#[derive(Debug)]
+struct InFlight {
+    id: PlanId,
+    /// Of each step.
+    families: Vec<Family>,
+    /// Chains that the plan touches.
+    keys: [BTreeSet<Key>; 2],
 }
 
 /// The policy engine of one node.
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
-    state: State,
+    calc: Calc,
+    desired: Desired,
+    kernels: [Kernel; 2],
     in_sync: bool,
+    last_plan: PlanId,
+    in_flight: Option<InFlight>,
+    /// Endpoints whose current policy is in the kernel.
+    since: BTreeMap<EndpointId, SystemTime>,
+    /// The others.
+    waiting: BTreeSet<EndpointId>,
+    /// What failed last, until something of its family succeeds.
+    failures: BTreeMap<Family, String>,
 }
 
 impl Engine {
@@ -155,83 +113,300 @@ impl Engine {
     /// # Errors
     /// The configuration cannot work.
     pub fn new(config: EngineConfig) -> Result<Self, ConfigError> {
-        if config.mark_mask.count_ones() < 4 {
-            return Err(ConfigError::MarkMask(config.mark_mask));
-        }
-        let prefix = &config.interface_prefix;
+        let marks = Marks::new(config.mark_mask).ok_or(ConfigError::MarkMask(config.mark_mask))?;
+        let prefix = config.interface_prefix.clone();
         let valid = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if prefix.is_empty() || prefix.len() > 13 || !prefix.chars().all(valid) {
-            return Err(ConfigError::InterfacePrefix(prefix.clone()));
+            return Err(ConfigError::InterfacePrefix(prefix));
         }
-        Ok(Engine { config, state: State::default(), in_sync: false })
+        let calc = Calc::new(&prefix);
+        let desired = Desired::new(Layout { prefix, marks, guard: config.jumps == JumpPosition::Insert });
+        Ok(Engine {
+            config,
+            calc,
+            desired,
+            kernels: Family::ALL.map(Kernel::new),
+            in_sync: false,
+            last_plan: PlanId::default(),
+            in_flight: None,
+            since: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            failures: BTreeMap::new(),
+        })
     }
 
     /// Takes in a change of the cluster or of this node's attachments.
     pub fn apply(&mut self, update: Update) {
-        self.state.apply(update);
+        self.calc.apply(update);
+        let changes = self.calc.take_changes();
+        for id in changes.endpoints.keys() {
+            self.since.remove(id);
+            match self.calc.endpoints().contains_key(id) {
+                true => _ = self.waiting.insert(id.clone()),
+                false => _ = self.waiting.remove(id),
+            }
+        }
+        if !changes.policies.is_empty() {
+            let governed = self
+                .calc
+                .endpoints()
+                .iter()
+                .filter(|(_, resolved)| changes.policies.iter().any(|policy| governs(resolved, policy)));
+            for id in governed.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+                self.since.remove(&id);
+                self.waiting.insert(id);
+            }
+        }
+        self.desired.update(&changes, &self.calc);
+        for family in Family::ALL {
+            let changed = self.desired.take_changed(family);
+            self.kernels[family as usize].mark(changed);
+        }
     }
 
     /// The source has said that it is in sync: from now on the kernel is brought to the desired state and strangers among
-    /// our names are swept. Before, only the closing dispatch is put where nothing is.
+    /// our names are swept. Before, only the closing dispatch is put where nothing is. It cannot be taken back.
     pub fn set_in_sync(&mut self, in_sync: bool) {
         self.in_sync |= in_sync;
     }
 
     /// What of the kernel must be read and given to [`Engine::observe`] before [`Engine::plan`] can go on.
     pub fn wants(&self) -> Wants {
-        Wants::default()
+        let [v4, v6] = &self.kernels;
+        Wants {
+            ipv4_rules: !v4.knows_rules(),
+            ipv6_rules: !v6.knows_rules(),
+            sets: !v4.knows_sets() || !v6.knows_sets(),
+        }
     }
 
-    /// Takes in what the kernel holds: at start, after a failure, and whenever an audit has looked.
+    /// Takes in what the kernel holds: at start, after a failure, and whenever an audit has looked. Not while a plan is being
+    /// executed: what was read would be half of one state and half of another.
     pub fn observe(&mut self, observed: Observed) {
-        drop(observed);
+        self.give_up_in_flight();
+        for (family, text) in observed.rules {
+            let kernel = &mut self.kernels[family as usize];
+            if kernel.observe_rules(save::parse(&text), self.desired.chains(family)) {
+                // Somebody has been at our rules: nothing is certain until they are mended.
+                self.waiting.extend(self.calc.endpoints().keys().cloned());
+                self.since.clear();
+            }
+        }
+        if let Some(sets) = observed.sets {
+            for kernel in &mut self.kernels {
+                kernel.observe_sets(&sets);
+            }
+        }
+        self.settle(observed.at);
     }
 
-    /// The next steps. Call again after [`Engine::applied`]; a plan that was never reported is made again.
+    /// The next steps. Before the source is in sync: only what closes the door where nothing stands yet.
+    ///
+    /// Call again after [`Engine::applied`]. A plan whose outcome was never reported makes its families uncertain: they are
+    /// wanted again before anything more is planned for them.
     pub fn plan(&mut self) -> Plan {
-        Plan::default()
+        self.give_up_in_flight();
+        let mut keys: [BTreeSet<Key>; 2] = Default::default();
+        let mut steps = Vec::new();
+        let idle = if self.in_sync { self.calc.members_mut().take_idle() } else { Vec::new() };
+        for (kernel, keys) in self.kernels.iter_mut().zip(&mut keys) {
+            keys.clone_from(kernel.dirty());
+            steps.extend(if self.in_sync {
+                kernel.plan(&self.desired, self.calc.members_mut(), &idle, self.config.jumps)
+            } else {
+                kernel.close(&self.desired, self.config.jumps)
+            });
+        }
+        if steps.is_empty() {
+            return Plan::default();
+        }
+        self.last_plan.0 += 1;
+        let families = steps.iter().map(Step::family).collect();
+        self.in_flight = Some(InFlight { id: self.last_plan, families, keys });
+        Plan { id: self.last_plan, steps }
     }
 
-    /// Reports what became of a plan.
+    /// Reports what became of a plan. An outcome of any but the latest plan is too late and changes nothing.
     pub fn applied(&mut self, plan: PlanId, outcome: Outcome) {
-        drop((plan, outcome));
+        let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.id == plan) else { return };
+        let mut uncertain = BTreeSet::new();
+        let unreported = std::iter::repeat(StepResult::Skipped);
+        for (family, result) in in_flight.families.iter().zip(outcome.results.into_iter().chain(unreported)) {
+            match result {
+                StepResult::Done => {}
+                StepResult::Failed(reason) => {
+                    self.failures.insert(*family, reason);
+                    uncertain.insert(*family);
+                }
+                StepResult::Skipped => _ = uncertain.insert(*family),
+            }
+        }
+        for family in Family::ALL {
+            if uncertain.contains(&family) {
+                self.kernels[family as usize].forget();
+            } else if in_flight.families.contains(&family) {
+                self.failures.remove(&family);
+            }
+        }
+        self.settle(outcome.at);
     }
 
     /// Is the current policy of this endpoint in the kernel? `None`: no such endpoint.
     pub fn in_force(&self, endpoint: &EndpointId) -> Option<InForce> {
-        self.state.endpoint(endpoint).map(|_: &Endpoint| InForce::Not("nothing has been planned yet".into()))
+        let resolved = self.calc.endpoints().get(endpoint)?;
+        Some(match self.since.get(endpoint) {
+            Some(since) => InForce::Since(*since),
+            None => {
+                InForce::Not(self.obstacle(resolved).unwrap_or_else(|| "its rules are being written".into()))
+            }
+        })
     }
 
     /// What holds for a pod, wherever it runs. `None`: no such pod.
     pub fn policy_for(&self, namespace: &str, name: &str) -> Option<PodPolicyView> {
-        let pod = self.state.pod(&PodId::new(namespace, name))?;
-        let direction = || DirectionView { isolated: false, policies: Vec::new() };
+        let state = self.calc.state();
+        let pod = state.pod(&PodId::new(namespace, name))?;
+        let endpoints = state.endpoints_naming(&pod.id).filter_map(|e| {
+            let (since, reason) = match self.in_force(&e.id)? {
+                InForce::Since(since) => (Some(since), None),
+                InForce::Not(reason) => (None, Some(reason)),
+            };
+            Some(EndpointView {
+                interface: e.interface.clone(),
+                addresses: e.addresses.to_vec(),
+                in_force_since: since,
+                reason,
+            })
+        });
         Some(PodPolicyView {
             pod: pod.id.to_string(),
             host_network: pod.host_network,
-            ingress: direction(),
-            egress: direction(),
-            endpoints: Vec::new(),
+            ingress: crate::view::direction(state, pod, Direction::Ingress),
+            egress: crate::view::direction(state, pod, Direction::Egress),
+            endpoints: endpoints.collect(),
         })
     }
 
     /// The oracle's word on a flow, from the definition and not from the rules in the kernel.
     pub fn verdict(&self, flow: &Flow) -> FlowVerdict {
-        verdict(&self.state, flow)
+        verdict(self.calc.state(), flow)
+    }
+
+    /// Everything that one family's kernel should hold, to run packets through with [`crate::sim::run`]. Compiled anew: for
+    /// people, not for the hot path.
+    pub fn program(&self, family: Family) -> Program {
+        self.desired.layout().program(&self.calc.snapshot(), family)
     }
 
     /// The snapshot, for views.
     pub fn state(&self) -> &State {
-        &self.state
+        self.calc.state()
     }
 
     /// Figures and complaints.
     pub fn status(&self) -> EngineStatus {
-        EngineStatus { in_sync: self.in_sync, ..EngineStatus::default() }
+        let failed = self.failures.iter().map(|(family, reason)| Problem {
+            object: "kernel".into(),
+            field: format!("{family:?}"),
+            reason: reason.clone(),
+        });
+        let refused = self.calc.state().policies().flat_map(|policy| policy.problems.iter().cloned());
+        let sizes: Vec<usize> = self.calc.members().sets().map(|(_, set)| set.len()).collect();
+        EngineStatus {
+            in_sync: self.in_sync,
+            endpoints: self.calc.endpoints().len(),
+            endpoints_in_force: self.since.len(),
+            active_policies: self.calc.active_policies().len(),
+            sets: sizes.len(),
+            set_members: sizes.iter().sum(),
+            problems: failed.chain(refused).collect(),
+        }
     }
 
     /// The configuration.
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
+
+    fn give_up_in_flight(&mut self) {
+        if let Some(lost) = self.in_flight.take() {
+            for family in lost.families.into_iter().collect::<BTreeSet<_>>() {
+                self.kernels[family as usize].forget();
+            }
+        }
+    }
+
+    /// Which of the waiting endpoints are in force by now?
+    fn settle(&mut self, at: SystemTime) {
+        let ready: Vec<EndpointId> = self
+            .waiting
+            .iter()
+            .filter(|id| {
+                self.calc.endpoints().get(*id).is_some_and(|resolved| self.obstacle(resolved).is_none())
+            })
+            .cloned()
+            .collect();
+        for id in ready {
+            self.waiting.remove(&id);
+            self.since.insert(id, at);
+        }
+    }
+
+    /// What stands between an endpoint's policy and the kernel, in words.
+    fn obstacle(&self, resolved: &Resolved) -> Option<String> {
+        if let Access::Closed(why) = &resolved.access {
+            return Some(format!("closed: {}", why.as_str()));
+        }
+        if !self.in_sync {
+            return Some("the source is not in sync yet".into());
+        }
+        for (family, kernel) in Family::ALL.into_iter().zip(&self.kernels) {
+            if !kernel.knows_rules() || !kernel.knows_sets() {
+                return Some(match self.failures.get(&family) {
+                    Some(reason) => format!("the kernel refused: {reason}"),
+                    None => "the kernel's rules have not been read yet".into(),
+                });
+            }
+            let in_flight = self.in_flight.iter().flat_map(|in_flight| &in_flight.keys[family as usize]);
+            if kernel.dirty().iter().chain(in_flight).any(|key| self.concerns(key, resolved)) {
+                return Some("its rules are being written".into());
+            }
+            let policies =
+                Direction::ALL.into_iter().flat_map(|direction| resolved.access.policies(direction));
+            let missing = |policy: &Policy| {
+                let sets = sets_of(policy);
+                sets.iter().any(|key| key.exists_in(family) && !kernel.has_set(&key.suffix()))
+            };
+            if policies.filter_map(|policy| self.calc.active(policy)).any(|policy| missing(policy)) {
+                return Some("its sets are being written".into());
+            }
+        }
+        None
+    }
+
+    /// Does what this chain holds matter to the endpoint?
+    fn concerns(&self, (_, name): &Key, resolved: &Resolved) -> bool {
+        if let Some(common) = dispatched_part(name) {
+            let own = resolved.interface.strip_prefix(&self.config.interface_prefix);
+            return own.is_some_and(|own| own.starts_with(common));
+        }
+        let own = |kind| *name == endpoint_chain(kind, &resolved.interface);
+        let is_endpoint = ["MANX-FE-", "MANX-TE-", "MANX-SE-"].iter().any(|kind| name.starts_with(kind));
+        let is_policy = ["MANX-PI-", "MANX-PE-"].iter().any(|kind| name.starts_with(kind));
+        match (is_endpoint, is_policy) {
+            (true, _) => own("FE") || own("TE") || own("SE"),
+            (_, true) => Direction::ALL.into_iter().any(|direction| {
+                resolved
+                    .access
+                    .policies(direction)
+                    .iter()
+                    .any(|policy| *name == policy_chain(policy, direction))
+            }),
+            (false, false) => true,
+        }
+    }
+}
+
+fn governs(resolved: &Resolved, policy: &PolicyId) -> bool {
+    Direction::ALL.into_iter().any(|direction| resolved.access.policies(direction).contains(policy))
 }

@@ -12,17 +12,21 @@
 
 pub mod calc;
 pub mod compile;
+pub mod desired;
 pub mod engine;
 pub mod grants;
 pub mod ir;
 pub mod k8s;
+pub mod kernel;
 pub mod members;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod render;
 pub mod selector;
 pub mod sim;
 pub mod state;
 pub mod verdict;
+pub mod view;
 
 pub use engine::{Engine, EngineConfig};

@@ -1,5 +1,7 @@
 //! `sim(compile(calc(state)))` is `verdict(state)`; the incremental calculation is the one from scratch.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,149 @@
+//! The rules that should be in the kernel, spelled: kept up to date chain by chain as the calculation changes. Knows what
+//! should be, not what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::calc::{Calc, Changes, dispatchable_on};
+use crate::compile::{Layout, endpoint_chain};
+use crate::ir::{Chain, Hook, Table};
+use crate::model::{Direction, Family};
+use crate::names::policy_chain;
+use crate::render::{self, Line};
+
+/// Names a chain.
+pub type Key = (Table, String);
+
+/// All chains of one family.
+pub type Chains = BTreeMap<Key, Arc<[Line]>>;
+
+/// The desired chains of both families, and which of them have changed since last asked.
+#[derive(Debug)]
+pub struct Desired {
+    layout: Layout,
+    interfaces: BTreeSet<String>,
+    chains: [Chains; 2],
+    changed: [BTreeSet<Key>; 2],
+}
+
+impl Desired {
+    /// With no endpoint: what closes every pod.
+    pub fn new(layout: Layout) -> Self {
+        let chains = Family::ALL.map(|family| closing(&layout, family));
+        Desired { layout, interfaces: BTreeSet::new(), chains, changed: Default::default() }
+    }
+
+    /// What it was made with.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Our jumps in the built-in chains.
+    pub fn hooks(&self) -> Vec<(Hook, Line)> {
+        let hooks = self.layout.hooks();
+        hooks.into_iter().map(|hook| (hook.clone(), render::line(hook.chain, &hook.rule))).collect()
+    }
+
+    /// The chains of a family.
+    pub fn chains(&self, family: Family) -> &Chains {
+        &self.chains[family as usize]
+    }
+
+    /// Chains that changed, appeared or went since the last call.
+    pub fn take_changed(&mut self, family: Family) -> BTreeSet<Key> {
+        std::mem::take(&mut self.changed[family as usize])
+    }
+
+    /// Follows the calculation.
+    pub fn update(&mut self, changes: &Changes, calc: &Calc) {
+        let mut interfaces: BTreeSet<&str> =
+            changes.endpoints.values().flatten().map(String::as_str).collect();
+        for id in changes.endpoints.keys() {
+            interfaces.extend(calc.endpoints().get(id).map(|resolved| resolved.interface.as_str()));
+        }
+        let mut dispatch_changed = false;
+        for interface in interfaces {
+            match dispatchable_on(calc, interface) {
+                Some(resolved) => {
+                    dispatch_changed |= self.interfaces.insert(interface.to_string());
+                    for family in Family::ALL {
+                        for placed in self.layout.endpoint(family, resolved) {
+                            self.set(family, &placed);
+                        }
+                    }
+                }
+                None => {
+                    dispatch_changed |= self.interfaces.remove(interface);
+                    for (table, kind) in [(Table::Filter, "FE"), (Table::Filter, "TE"), (Table::Raw, "SE")] {
+                        self.remove(&(table, endpoint_chain(kind, interface)));
+                    }
+                }
+            }
+        }
+        if dispatch_changed {
+            self.redispatch();
+        }
+        for id in &changes.policies {
+            let policy = calc.active(id);
+            for family in Family::ALL {
+                let placed = policy.map(|policy| self.layout.policy(family, policy));
+                for placed in placed.unwrap_or_default() {
+                    self.set(family, &placed);
+                }
+            }
+            for direction in Direction::ALL {
+                if policy.is_none_or(|policy| policy.rules(direction).is_none()) {
+                    self.remove(&(Table::Filter, policy_chain(id, direction)));
+                }
+            }
+        }
+    }
+
+    /// The trees are small and equal in both families: built anew, they change where an interface came or went.
+    fn redispatch(&mut self) {
+        let trees = self.layout.dispatch(&self.interfaces);
+        let names: BTreeSet<&str> = trees.iter().map(|(_, chain)| chain.name.as_str()).collect();
+        let gone: Vec<Key> = self.chains[0]
+            .keys()
+            .filter(|(_, name)| crate::compile::is_dispatch(name) && !names.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for key in &gone {
+            self.remove(key);
+        }
+        for family in Family::ALL {
+            for placed in &trees {
+                self.set(family, placed);
+            }
+        }
+    }
+
+    fn set(&mut self, family: Family, (table, chain): &(Table, Chain)) {
+        let key = (*table, chain.name.clone());
+        let lines = render::lines(chain);
+        let chains = &mut self.chains[family as usize];
+        if chains.get(&key).is_some_and(|known| render::same(known, &lines)) {
+            return;
+        }
+        chains.insert(key.clone(), lines.into());
+        self.changed[family as usize].insert(key);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        for family in Family::ALL {
+            if self.chains[family as usize].remove(key).is_some() {
+                self.changed[family as usize].insert(key.clone());
+            }
+        }
+    }
+}
+
+/// The chains that drop whatever comes from or goes to a pod interface.
+pub fn closing(layout: &Layout, family: Family) -> Chains {
+    let mut chains = layout.fixed(family);
+    chains.extend(layout.dispatch(&BTreeSet::new()));
+    chains
+        .into_iter()
+        .map(|(table, chain)| ((table, chain.name.clone()), render::lines(&chain).into()))
+        .collect()
+}

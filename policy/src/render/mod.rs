@@ -1,0 +1,166 @@
+//! IR -> iptables spelling, and what `iptables-save` prints back -> what of it is ours.
+//!
+//! A rendered rule carries a hash of its own text in its comment. Reading back compares those hashes only: iptables prints a
+//! rule in its own words, and differently from version to version.
+
+use std::fmt::Write as _;
+
+use crate::ir::{Chain, ConnState, InterfaceMatch, Match, Rule, Side, Verdict};
+use crate::names::{self, MAX_COMMENT};
+
+pub mod restore;
+pub mod save;
+
+/// How our comments begin.
+pub const COMMENT_PREFIX: &str = "manx:";
+
+/// Length of the hash in a comment.
+const HASH_LENGTH: usize = 10;
+
+/// What tells one rendered rule from another; `None` for a rule without a hash of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LineHash(Option<[u8; HASH_LENGTH]>);
+
+impl LineHash {
+    /// Out of the text of a rule.
+    pub fn find(spec: &str) -> Self {
+        let found = spec.find(COMMENT_PREFIX).map(|at| &spec.as_bytes()[at + COMMENT_PREFIX.len()..]);
+        LineHash(found.and_then(|rest| rest.first_chunk()).copied())
+    }
+
+    /// Is it a hash of ours at all?
+    pub fn is_some(self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// One rule as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Equal hashes: equal rules.
+    pub hash: LineHash,
+    /// What follows `-A CHAIN `.
+    pub spec: Box<str>,
+}
+
+/// Spells a chain.
+pub fn lines(chain: &Chain) -> Vec<Line> {
+    chain.rules.iter().map(|rule| line(&chain.name, rule)).collect()
+}
+
+/// Spells one rule of a chain.
+pub fn line(chain: &str, rule: &Rule) -> Line {
+    let conditions = conditions(&rule.matches);
+    let verdict = verdict(&rule.verdict);
+    let hash = names::hash(&[chain, &conditions, &verdict, &rule.comment], HASH_LENGTH);
+    let words = names::comment(&rule.comment, MAX_COMMENT - COMMENT_PREFIX.len() - HASH_LENGTH - 1);
+    let spec = format!("{conditions}-m comment --comment \"{COMMENT_PREFIX}{hash} {words}\" {verdict}");
+    Line { hash: LineHash(hash.as_bytes().first_chunk().copied()), spec: spec.into() }
+}
+
+/// Does a pair of line lists say the same?
+pub fn same(a: &[Line], b: &[Line]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.hash.is_some() && a.hash == b.hash)
+}
+
+fn conditions(matches: &[Match]) -> String {
+    let mut text = String::new();
+    for condition in matches {
+        condition_text(condition, &mut text).expect("writing to a String succeeds");
+        text.push(' ');
+    }
+    text
+}
+
+fn condition_text(condition: &Match, text: &mut String) -> std::fmt::Result {
+    match condition {
+        Match::In(interface) => write!(text, "-i {}", interface_text(interface)),
+        Match::NotIn(interface) => write!(text, "! -i {}", interface_text(interface)),
+        Match::Out(interface) => write!(text, "-o {}", interface_text(interface)),
+        Match::NotOut(interface) => write!(text, "! -o {}", interface_text(interface)),
+        Match::Address(Side::Source, net) => write!(text, "-s {net}"),
+        Match::Address(Side::Destination, net) => write!(text, "-d {net}"),
+        Match::Protocol(58) => text.write_str("-p ipv6-icmp"),
+        Match::Protocol(number) => write!(text, "-p {number}"),
+        Match::Ports(protocol, ranges) => {
+            let protocol = protocol.lower();
+            match ranges.as_slice() {
+                [range] => write!(text, "-p {protocol} -m {protocol} --dport {}", range_text(*range)),
+                ranges => {
+                    let list: Vec<String> = ranges.iter().map(|range| range_text(*range)).collect();
+                    write!(text, "-p {protocol} -m multiport --dports {}", list.join(","))
+                }
+            }
+        }
+        Match::Set { name, side, negated } => {
+            let side = match side {
+                Side::Source => "src",
+                Side::Destination => "dst",
+            };
+            write!(text, "-m set {}--match-set {name} {side}", not(*negated))
+        }
+        Match::PortSet(name) => write!(text, "-m set --match-set {name} dst,dst"),
+        Match::State(states) => {
+            let states: Vec<&str> = states.iter().map(|state| state_text(*state)).collect();
+            write!(text, "-m conntrack --ctstate {}", states.join(","))
+        }
+        Match::TcpNotSyn => text.write_str("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
+        Match::Icmp6(icmp6) => write!(text, "-p ipv6-icmp -m icmp6 --icmpv6-type {icmp6}"),
+        Match::HopLimit(limit) => write!(text, "-m hl --hl-eq {limit}"),
+        Match::Mark { value, mask, negated } => {
+            write!(text, "-m mark {}--mark {value:#x}/{mask:#x}", not(*negated))
+        }
+    }
+}
+
+fn not(negated: bool) -> &'static str {
+    if negated { "! " } else { "" }
+}
+
+fn interface_text(interface: &InterfaceMatch) -> String {
+    format!("{}{}", interface.name, if interface.prefix { "+" } else { "" })
+}
+
+fn range_text((first, last): (u16, u16)) -> String {
+    if first == last { first.to_string() } else { format!("{first}:{last}") }
+}
+
+fn state_text(state: ConnState) -> &'static str {
+    match state {
+        ConnState::New => "NEW",
+        ConnState::Established => "ESTABLISHED",
+        ConnState::Related => "RELATED",
+        ConnState::Invalid => "INVALID",
+        ConnState::Untracked => "UNTRACKED",
+    }
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Accept => "-j ACCEPT".into(),
+        Verdict::Drop => "-j DROP".into(),
+        Verdict::Return => "-j RETURN".into(),
+        Verdict::Jump(chain) => format!("-j {chain}"),
+        Verdict::Goto(chain) => format!("-g {chain}"),
+        Verdict::SetMark { value, mask } => format!("-j MARK --set-xmark {value:#x}/{mask:#x}"),
+    }
+}
+
+/// The sets and chains of ours that a rule's text names.
+pub fn references(spec: &str) -> impl Iterator<Item = Reference<'_>> {
+    let words = spec.split_ascii_whitespace();
+    words.clone().zip(words.skip(1)).filter_map(|(option, name)| match option {
+        "--match-set" => Some(Reference::Set(name)),
+        "-j" | "-g" if name.starts_with(names::CHAIN_PREFIX) => Some(Reference::Chain(name)),
+        _ => None,
+    })
+}
+
+/// What a rule depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference<'a> {
+    /// A set by name.
+    Set(&'a str),
+    /// A chain by name.
+    Chain(&'a str),
+}
