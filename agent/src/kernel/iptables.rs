@@ -75,7 +75,9 @@ pub enum IptablesError {
     #[error("{0} is not installed: install the package iptables (1.8 or later)")]
     Missing(String),
     /// No privilege.
-    #[error("{0} may not change the packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")]
+    #[error(
+        "{0} may not change the packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW"
+    )]
     Denied(String),
     /// It refused; with the line it refused, where it says which.
     #[error("{program} failed: {message}")]
@@ -178,7 +180,10 @@ mod tests {
     fn a_refusal_shows_the_line_it_speaks_of() {
         let input = "*filter\n-A NOWHERE -j ACCEPT\nCOMMIT\n";
         assert_eq!(refused_line("iptables-restore: line 2 failed", input), Some("-A NOWHERE -j ACCEPT"));
-        assert_eq!(refused_line("iptables-restore v1.8.9 (nf_tables): \nline 3: X failed", input), Some("COMMIT"));
+        assert_eq!(
+            refused_line("iptables-restore v1.8.9 (nf_tables): \nline 3: X failed", input),
+            Some("COMMIT")
+        );
         assert_eq!(refused_line("Another app is currently holding the xtables lock", input), None);
     }
 

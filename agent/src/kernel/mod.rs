@@ -12,7 +12,9 @@
 //! Everything acts in the network namespace of the thread that opens it.
 
 pub mod fib;
+pub mod link;
 pub mod iptables;
+pub mod link;
 pub mod netlink;
 pub mod sysctl;
 
