@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "generate/cluster.rs"]
+mod cluster;
+#[path = "generate/flows.rs"]
+mod flows;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{cluster, layout, seen_here, update, wire_flow};
+use cluster::update;
+use flows::{cluster, layout, seen_here, wire_flow};
 use manx_policy::calc::{Calc, from_scratch};
 use manx_policy::model::{Family, Update};
 use manx_policy::sim;
