@@ -341,7 +341,7 @@ impl Session {
     }
 
     /// BGPHeaderErr, BGPOpenMsgErr, UpdateMsgErr (events 21, 22, 28): the bytes deserve a NOTIFICATION.
-    pub fn malformed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: WireError) {
+    pub fn malformed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: &WireError) {
         if let Some(which) = self.which(conn) {
             let reason = format!("malformed message: {} ({})", error.reason, error.notification);
             self.fail(cx, which, Some(&error.notification), reason);
@@ -401,12 +401,6 @@ impl Session {
     pub fn deadline(&self) -> Option<Instant> {
         let second = self.second.as_ref().and_then(Fsm::deadline);
         [self.idle_until, self.primary.deadline(), second].into_iter().flatten().min()
-    }
-
-    /// Ends an Established session because of what its UPDATEs said (maximum prefixes). Held down like any failure.
-    pub fn end(&mut self, cx: &mut Context<'_>, notification: Notification, reason: String) {
-        self.fail(cx, Which::Primary, Some(&notification), reason);
-        self.show(cx);
     }
 
     /// BGPOpen (events 19 and 20), and OpenCollisionDump (event 23) for whoever loses.

@@ -79,7 +79,7 @@ impl Speaker {
                     }
                 }
                 Err(e) => {
-                    self.drive(now, id, |session, cx| session.malformed(cx, conn, e));
+                    self.drive(now, id, |session, cx| session.malformed(cx, conn, &e));
                     break;
                 }
             }

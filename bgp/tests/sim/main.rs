@@ -1,0 +1,6 @@
+//! The speaker as a whole, without sockets and on a virtual clock: one speaker against a scripted far side (`bench`), and
+//! many speakers against each other (`net`). Tests of a trap bear its number and its sentence as name.
+
+mod bench;
+mod routes;
+mod session;
