@@ -1,1 +1,138 @@
-fn main() {}
+//! `manxctl`: asks the agent of this node what it does and why, over the sockets in its run directory.
+//!
+//! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
+//! words, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
+//! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
+
+mod cli;
+mod client;
+#[cfg(test)]
+mod golden;
+mod output;
+mod show;
+mod text;
+mod validate;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, ConfigCommand, PeerCommand, PolicyCommand, RouteCommand, Table};
+use client::{Client, Failure};
+use manx_agent::view::{self, paths};
+use output::{Exit, Printer};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer::new(cli.output);
+    let result = match &cli.command {
+        Command::Completion { shell } => return cli::completion(*shell),
+        Command::Man => return cli::man(),
+        Command::Config { command: ConfigCommand::Validate { files } } => validate::run(files, &printer),
+        command => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::unreachable(format!("no runtime: {e}")))
+            .and_then(|runtime| runtime.block_on(ask(&cli, command, &printer))),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            printer.failure(&failure);
+            failure.exit().into()
+        }
+    }
+}
+
+async fn ask(cli: &Cli, command: &Command, printer: &Printer) -> Result<Exit, Failure> {
+    let client = Client::new(&cli.run_dir);
+    let Some(every) = cli.watch else { return ask_once(&client, command, printer).await };
+    let mut clock = tokio::time::interval(every);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        printer.next_round();
+        // The agent may be restarting under a watch: say so and look again.
+        if let Err(failure) = ask_once(&client, command, printer).await {
+            printer.failure(&failure);
+            if !matches!(failure, Failure::Unreachable(_)) {
+                return Ok(failure.exit());
+            }
+        }
+        if printer.closed() {
+            return Ok(Exit::Yes);
+        }
+    }
+}
+
+async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Result<Exit, Failure> {
+    match command {
+        Command::Status => {
+            let status: view::Status = client.get(paths::STATUS, &[]).await?;
+            warn_of_skew(&status.version);
+            printer.print(&status)
+        }
+        Command::Version => version(client, printer).await,
+        Command::Peers => printer.print(&client.get::<view::PeerList>(paths::PEERS, &[]).await?),
+        Command::Peer { command: PeerCommand::Show { peer } } => {
+            let path = format!("{}/{}", paths::PEERS, client::encode(peer));
+            printer.print(&client.get::<view::Peer>(&path, &[]).await?)
+        }
+        Command::Routes(args) => {
+            let mut query = match &args.table {
+                None => vec![("table", "loc")],
+                Some(Table::In { peer }) => vec![("table", "in"), ("peer", peer)],
+                Some(Table::Out { peer }) => vec![("table", "out"), ("peer", peer)],
+            };
+            query.extend(args.best.then_some(("best", "true")));
+            query.extend(args.rejected.then_some(("rejected", "true")));
+            printer.print(&client.get::<view::RouteList>(paths::ROUTES, &query).await?)
+        }
+        Command::Route { command: RouteCommand::Get { ip } } => {
+            let ip = ip.to_string();
+            printer.print(&client.get::<view::RouteLookup>(paths::ROUTE_GET, &[("ip", &ip)]).await?)
+        }
+        Command::Route { command: RouteCommand::Why { prefix } } => {
+            let prefix = prefix.to_string();
+            let query = [("prefix", prefix.as_str())];
+            printer.print(&client.get::<view::RouteExplanation>(paths::ROUTE_WHY, &query).await?)
+        }
+        Command::Policy { command: PolicyCommand::For { target } } => {
+            let query = [("target", target.as_str())];
+            if cli::names_a_pod(target) {
+                printer.print(&client.get::<view::PodPolicy>(paths::POLICY_FOR, &query).await?)
+            } else {
+                printer.print(&client.get::<view::PodPolicyList>(paths::POLICY_FOR, &query).await?)
+            }
+        }
+        Command::Ipam => printer.print(&client.get::<view::Ipam>(paths::IPAM, &[]).await?),
+        Command::Pods => printer.print(&client.get::<view::PodList>(paths::PODS, &[]).await?),
+        Command::Config { .. } | Command::Completion { .. } | Command::Man => {
+            unreachable!("these need no agent and are done before")
+        }
+    }
+}
+
+/// Our own version in any case; the agent's where one answers.
+async fn version(client: &Client, printer: &Printer) -> Result<Exit, Failure> {
+    let agent = match client.get::<view::Status>(paths::STATUS, &[]).await {
+        Ok(status) => Some(status.version),
+        Err(failure) => {
+            printer.failure(&failure);
+            None
+        }
+    };
+    if let Some(version) = &agent {
+        warn_of_skew(version);
+    }
+    printer.print(&show::Version::new(agent))
+}
+
+/// Another version may know other fields; it answers all the same.
+fn warn_of_skew(agent: &str) {
+    if agent != env!("CARGO_PKG_VERSION") {
+        let own = env!("CARGO_PKG_VERSION");
+        _ = writeln!(std::io::stderr(), "manxctl: warning: this is manxctl {own}, the agent is {agent}");
+    }
+}

@@ -1,0 +1,236 @@
+//! The command tree.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use manx_bgp::types::Prefix;
+
+/// Asks the Manx agent of this node what it does and why.
+///
+/// Exit status: 0 yes or healthy, 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
+#[derive(Parser, Debug)]
+#[command(name = "manxctl", version)]
+pub(crate) struct Cli {
+    /// Run directory of the agent.
+    #[arg(long, global = true, env = "MANX_RUN_DIR", default_value = "/run/manx", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// How to print.
+    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// Ask again and again, every 2s or as given; with -o json one line for each change.
+    #[arg(short, long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "2s",
+          value_parser = interval, value_name = "INTERVAL")]
+    pub(crate) watch: Option<Duration>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// The same with more columns.
+    Wide,
+    /// The document as the agent gives it.
+    Json,
+    /// The same as YAML.
+    Yaml,
+    /// Names alone, one a line.
+    Name,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Whether the agent is healthy, and what is wrong if not.
+    Status,
+    /// BGP peers of this node.
+    Peers,
+    /// One BGP peer.
+    Peer {
+        #[command(subcommand)]
+        command: PeerCommand,
+    },
+    /// Routes: the table of this node, or what a peer told or was told.
+    Routes(RoutesArgs),
+    /// One route.
+    Route {
+        #[command(subcommand)]
+        command: RouteCommand,
+    },
+    /// Network policy.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Addresses of this node's pods.
+    Ipam,
+    /// Pods attached to this node.
+    Pods,
+    /// Configuration objects.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Versions of manxctl and of the agent.
+    Version,
+    /// Print a completion script.
+    Completion {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum PeerCommand {
+    /// All that is known of it. Exits with 1 unless it is Established.
+    Show {
+        /// Its address or its name.
+        peer: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RoutesArgs {
+    #[command(subcommand)]
+    pub(crate) table: Option<Table>,
+    /// Best paths only.
+    #[arg(long, global = true)]
+    pub(crate) best: bool,
+    /// Refused paths only, with the reason.
+    #[arg(long, global = true, conflicts_with = "best")]
+    pub(crate) rejected: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Table {
+    /// What a peer told us.
+    In {
+        /// Its address or its name.
+        peer: String,
+    },
+    /// What we told a peer.
+    Out {
+        /// Its address or its name.
+        peer: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum RouteCommand {
+    /// Where a packet to an address goes, and whose route that is.
+    Get {
+        /// The address.
+        ip: IpAddr,
+    },
+    /// Why a prefix goes where it goes: its paths, filters, and the kernel.
+    Why {
+        /// The prefix.
+        prefix: Prefix,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum PolicyCommand {
+    /// Which policies hold for a pod, or for each pod of a namespace.
+    For {
+        /// A pod as NAMESPACE/NAME or by its address, or a NAMESPACE.
+        target: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ConfigCommand {
+    /// Check manifests as the agent would, without one.
+    Validate {
+        /// Manifests, or directories of them; - is standard input.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// A namespace has neither a slash nor the shape of an address.
+pub(crate) fn names_a_pod(target: &str) -> bool {
+    target.contains('/') || target.parse::<IpAddr>().is_ok()
+}
+
+pub(crate) fn completion(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "manxctl", &mut script);
+    crate::output::write(&script);
+    ExitCode::SUCCESS
+}
+
+/// One page: the root command, then each of its subcommands.
+pub(crate) fn man() -> ExitCode {
+    let mut page = Vec::new();
+    let mut root = Cli::command();
+    root.build();
+    clap_mangen::Man::new(root.clone()).render(&mut page).expect("writing to memory cannot fail");
+    render_subcommands(&root, "manxctl", &mut page);
+    crate::output::write(&page);
+    ExitCode::SUCCESS
+}
+
+fn render_subcommands(command: &clap::Command, path: &str, page: &mut Vec<u8>) {
+    for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+        let path = format!("{path} {}", sub.get_name());
+        if sub.has_subcommands() {
+            render_subcommands(sub, &path, page);
+            continue;
+        }
+        page.extend_from_slice(format!(".SH \"{}\"\n", path.to_uppercase()).as_bytes());
+        let man = clap_mangen::Man::new(sub.clone());
+        man.render_description_section(page).expect("writing to memory cannot fail");
+        if sub.get_positionals().next().is_some() {
+            man.render_options_section(page).expect("writing to memory cannot fail");
+        }
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<f64>() {
+        Ok(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("write seconds, such as 2s or 0.5s".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn pods_and_namespaces_are_told_apart() {
+        assert!(names_a_pod("shop/web") && names_a_pod("10.244.1.2") && names_a_pod("fd00::2"));
+        assert!(!names_a_pod("shop"));
+    }
+
+    #[test]
+    fn routes_take_their_flags_on_either_side() {
+        for line in ["manxctl routes --rejected in tor-a", "manxctl routes in tor-a --rejected"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Routes(args) = cli.command else { panic!("routes") };
+            assert!(args.rejected && matches!(args.table, Some(Table::In { peer }) if peer == "tor-a"));
+        }
+    }
+
+    #[test]
+    fn a_watch_has_an_interval() {
+        let watch = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().watch;
+        assert_eq!(watch("manxctl peers"), None);
+        assert_eq!(watch("manxctl peers -w"), Some(Duration::from_secs(2)));
+        assert_eq!(watch("manxctl -w=0.5s peers"), Some(Duration::from_millis(500)));
+        assert!(Cli::try_parse_from(["manxctl", "peers", "-w=0"]).is_err());
+    }
+}
