@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
-pub(crate) use message::{KernelHop, KernelRoute, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address};
+#[cfg(test)]
+pub(crate) use message::KernelHop;
 pub(crate) use message::{KernelRoute, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address};
 pub use route::{NextHop, NextHops, Route};
 use table::Table;

@@ -12,10 +12,11 @@
 //! Everything acts in the network namespace of the thread that opens it.
 
 pub mod fib;
-pub mod link;
+pub mod ipset;
 pub mod iptables;
 pub mod link;
 pub mod netlink;
+pub mod policy;
 pub mod sysctl;
 
 /// An address family of the kernel's tables.

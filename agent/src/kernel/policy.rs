@@ -86,10 +86,8 @@ impl PolicyKernel {
 
     /// All steps of one family up to its next restore. A failure empties the queue: what follows stays skipped.
     fn execute_sets(&mut self, plan: &Plan, queue: &mut Vec<usize>, results: &mut [StepResult]) {
-        let until = queue
-            .iter()
-            .position(|i| matches!(plan.steps[*i], Step::Restore { .. }))
-            .unwrap_or(queue.len());
+        let until =
+            queue.iter().position(|i| matches!(plan.steps[*i], Step::Restore { .. })).unwrap_or(queue.len());
         for index in queue.drain(..until).collect::<Vec<_>>() {
             if let Err(e) = self.execute_set(&plan.steps[index]) {
                 results[index] = StepResult::Failed(e.to_string());
