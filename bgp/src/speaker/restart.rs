@@ -121,9 +121,11 @@ impl Speaker {
             return true;
         }
         let n = peer.negotiated.as_ref().expect("an Established session has negotiated");
-        // A peer that is restarting too waits for us: excluded, or both would wait for the deadline. One without graceful
-        // restart need not send End-of-RIB; its first KEEPALIVE follows its first table.
-        let silent = n.graceful_restart.is_none() && peer.keepalives > 0;
-        n.families[family] && !peer.end_of_rib[family] && !n.peer_restarting() && !silent
+        // A peer that is restarting too may wait for our End-of-RIB before it sends its own, and one without graceful restart
+        // need not send any. RFC 4724 4.1 excludes both at once; we give them until their first KEEPALIVE, which follows
+        // their first table: a whole mesh that restarts together would otherwise sweep before it has learned anything.
+        let says_no_end = n.graceful_restart.is_none() || n.peer_restarting();
+        let silent = says_no_end && peer.keepalives > 0;
+        n.families[family] && !peer.end_of_rib[family] && !silent
     }
 }

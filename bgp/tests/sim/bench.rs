@@ -96,7 +96,6 @@ pub(crate) fn open_gr(
 pub(crate) struct Bench {
     pub(crate) speaker: Speaker,
     pub(crate) now: Instant,
-    pub(crate) began: Instant,
     pub(crate) dials: VecDeque<(ConnId, ConnectRequest)>,
     pub(crate) closed: Vec<ConnId>,
     pub(crate) facts: Vec<PeerFact>,
@@ -124,7 +123,6 @@ impl Bench {
         Bench {
             speaker: Speaker::new(config, now),
             now,
-            began: now,
             dials: VecDeque::new(),
             closed: Vec::new(),
             facts: Vec::new(),

@@ -2,5 +2,8 @@
 //! many speakers against each other (`net`). Tests of a trap bear its number and its sentence as name.
 
 mod bench;
+mod convergence;
+mod net;
+mod restart;
 mod routes;
 mod session;
