@@ -1,9 +1,11 @@
 //! The speaker as a whole, without sockets and on a virtual clock: one speaker against a scripted far side (`bench`), and
 //! many speakers against each other (`net`). Tests of a trap bear its number and its sentence as name.
+#![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 mod bench;
 mod convergence;
 mod net;
+mod properties;
 mod restart;
 mod routes;
 mod session;
