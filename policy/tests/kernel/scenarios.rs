@@ -18,7 +18,9 @@ use crate::lab::{Host, Lab, NODE_ADDRESSES, PORTS};
 const NODE: &str = "node-1";
 
 /// Namespace, name, labels.
-const PODS: [(&str, &str, &[(&str, &str)]); 4] = [
+type PodSpec = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const PODS: [PodSpec; 4] = [
     ("default", "web", &[("app", "web")]),
     ("default", "client", &[("app", "client")]),
     ("other", "client", &[("app", "client")]),
@@ -118,7 +120,7 @@ pub(crate) fn namespace(name: &str, team: &str) -> Namespace {
 
 pub(crate) fn pod(i: usize, namespace: &str, name: &str, labels: &[(&str, &str)]) -> Pod {
     // One name, different numbers on different pods.
-    let number = if i % 2 == 0 { 8080 } else { 80 };
+    let number = if i.is_multiple_of(2) { 8080 } else { 80 };
     Pod {
         id: PodId::new(namespace, name),
         uid: format!("uid-{i}").into(),

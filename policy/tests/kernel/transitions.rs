@@ -299,8 +299,8 @@ fn a_deleted_pod_leaves_nothing_behind() {
     ));
     rack.converge();
     for i in 0..rack.pods.len() {
-        let id = rack.engine.state().endpoints().nth(0).unwrap().id.clone();
-        let pod = rack.engine.state().pods().nth(0).unwrap().id.clone();
+        let id = rack.engine.state().endpoints().next().unwrap().id.clone();
+        let pod = rack.engine.state().pods().next().unwrap().id.clone();
         rack.engine.apply(Update::RemoveEndpoint(id));
         rack.engine.apply(Update::RemovePod(pod, None));
         rack.converge();
