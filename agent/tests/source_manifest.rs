@@ -105,6 +105,46 @@ items:
 }
 
 #[test]
+fn a_pod_as_people_write_it() {
+    let Object::Pod(pod) = one(r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: p, creationTimestamp: null}
+spec:
+  initContainers:
+  - {name: side, image: i, restartPolicy: Always, ports: [{name: admin, containerPort: 9000}]}
+  containers:
+  - name: c
+    image: i
+    command: ["/bin/sh", "-c", "sleep 1"]
+    resources: {limits: {cpu: 1, memory: 64Mi}, requests: {cpu: 0.5}}
+    livenessProbe: {httpGet: {path: /, port: http}, periodSeconds: 5}
+    ports: [{name: http, containerPort: 80}]
+    env: [{name: A, value: "1"}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes:
+  - {name: v, configMap: {name: x, defaultMode: 0644}}
+  tolerations: [{operator: Exists}]
+"#)
+    else {
+        panic!("a pod")
+    };
+    assert_eq!(
+        pod.ports.iter().map(|p| (&*p.name, p.number)).collect::<Vec<_>>(),
+        [("admin", 9000), ("http", 80)]
+    );
+    assert!(pod.addresses.is_empty() && !pod.finished);
+}
+
+#[test]
+fn marks_and_line_ends_of_other_systems_are_no_obstacle() {
+    let text = "\u{feff}apiVersion: v1\r\nkind: Namespace\r\nmetadata:\r\n  name: a\r\n---\r\napiVersion: v1\r\nkind: Pod\r\n";
+    let faults = parse(text).unwrap_err();
+    assert_eq!((faults.len(), faults[0].line), (1, Some(6)));
+    assert_eq!(objects(&text[..text.len() - "---\r\napiVersion: v1\r\nkind: Pod\r\n".len()]).len(), 1);
+}
+
+#[test]
 fn objects_without_a_namespace_are_in_the_default_one() {
     for kind in [Kind::Pod, Kind::Secret, Kind::Service] {
         let text = format!("{{apiVersion: v1, kind: {}, metadata: {{name: x}}}}", kind.as_str());

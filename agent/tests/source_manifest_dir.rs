@@ -103,7 +103,8 @@ async fn what_is_there_at_the_start_is_told_and_only_manifests_are_read() {
 async fn every_way_to_change_a_file_takes_effect_within_a_second() {
     let (dir, mut f) = following(&[("a.yaml", &namespace("x", "t0"))]).await;
     let file = dir.path().join("a.yaml");
-    let ways: [(&str, &dyn Fn(&str)); 4] = [
+    type Way<'a> = (&'a str, &'a dyn Fn(&str));
+    let ways: [Way<'_>; 4] = [
         ("written over", &|text| fs::write(&file, text).unwrap()),
         ("renamed into place", &|text| replace(&file, text)),
         ("removed and made anew", &|text| {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 
-use serde::de::value::StrDeserializer;
+use serde::de::value::{StrDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
@@ -109,10 +109,24 @@ impl<'a> Deserializer<'a> for Decoder<'a, '_> {
 
     fn deserialize_newtype_struct<V: Visitor<'a>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        visitor.visit_newtype_struct(self).map_err(|e| self.place(e))
+        // Kubernetes takes `cpu: 1` for `cpu: "1"`; its Rust types do not.
+        let quantity = match &self.tree.value {
+            Value::Unsigned(v) if name == "Quantity" => Some(v.to_string()),
+            Value::Signed(v) if name == "Quantity" => Some(v.to_string()),
+            Value::Float(v) if name == "Quantity" => Some(v.to_string()),
+            _ => None,
+        };
+        match quantity {
+            Some(text) => {
+                let text: StringDeserializer<DecodeError> = text.into_deserializer();
+                visitor.visit_newtype_struct(text)
+            }
+            None => visitor.visit_newtype_struct(self),
+        }
+        .map_err(|e| self.place(e))
     }
 
     fn deserialize_enum<V: Visitor<'a>>(

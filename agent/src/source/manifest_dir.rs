@@ -33,7 +33,7 @@ const WRITING: Duration = Duration::from_millis(300);
 /// However busy the directory is, look at it that often: changes take effect within a second.
 const AT_LATEST: Duration = Duration::from_millis(500);
 /// How often to look for what inotify cannot tell: the directory replaced by another, links that lead out of it.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(250);
 /// How often to compare everything, in case an event was lost.
 const AUDIT: Duration = Duration::from_secs(10);
 /// A file changed so shortly before it was read may change again without a new time stamp.
@@ -41,7 +41,7 @@ const STAMP_GRAIN: Duration = Duration::from_millis(100);
 
 /// Follows the directory until the receiver is dropped. The first batch comes when it has been read once.
 ///
-/// The directory need not exist yet: that is a problem to report, and is looked at again twice a second.
+/// The directory need not exist yet: that is a problem to report, and is looked at again four times a second.
 ///
 /// # Errors
 /// No thread could be started.
@@ -61,6 +61,8 @@ struct Follower {
     seen: BTreeMap<String, Seen>,
     events: Receiver<notify::Result<notify::Event>>,
     sender: Sender<notify::Result<notify::Event>>,
+    /// Problems that the log knows of.
+    told: Vec<Problem>,
     /// The watch, and device and inode of the directory that it is on.
     watch: Option<(RecommendedWatcher, (u64, u64))>,
 }
@@ -97,7 +99,16 @@ enum Look {
 impl Follower {
     fn new(dir: PathBuf, updates: tokio::sync::mpsc::Sender<Vec<Update>>) -> Self {
         let (sender, events) = channel();
-        Follower { dir, updates, state: Directory::new(), seen: BTreeMap::new(), events, sender, watch: None }
+        Follower {
+            dir,
+            updates,
+            state: Directory::new(),
+            seen: BTreeMap::new(),
+            events,
+            sender,
+            watch: None,
+            told: Vec::new(),
+        }
     }
 
     fn run(mut self) {
@@ -112,7 +123,7 @@ impl Follower {
             }
             let updates = self.state.turn(changes);
             if !updates.is_empty() {
-                tell(&self.dir, &updates);
+                self.tell(&updates);
                 if self.updates.blocking_send(updates).is_err() {
                     return;
                 }
@@ -180,7 +191,7 @@ impl Follower {
         match watcher {
             Ok(watcher) => self.watch = Some((watcher, identity)),
             Err(error) => {
-                warn!(dir = %self.dir.display(), %error, "manifests cannot be watched, looking twice a second instead");
+                warn!(dir = %self.dir.display(), %error, "manifests cannot be watched, looking four times a second instead");
             }
         }
     }
@@ -227,6 +238,34 @@ impl Follower {
             changes.insert(name, change);
         }
         Ok(changes)
+    }
+
+    /// Logs what a person would notice: each problem when it comes and when it goes.
+    fn tell(&mut self, updates: &[Update]) {
+        let (mut set, mut removed) = (0_usize, 0_usize);
+        for update in updates {
+            match update {
+                Update::Set(_) => set += 1,
+                Update::Remove(_) => removed += 1,
+                Update::Problems(now) => {
+                    for Problem { file, line, object, reason, .. } in
+                        now.iter().filter(|p| !self.told.contains(p))
+                    {
+                        warn!(file, line, object, reason, "manifest problem");
+                    }
+                    for Problem { file, line, object, reason, .. } in
+                        self.told.iter().filter(|p| !now.contains(p))
+                    {
+                        info!(file, line, object, reason, "manifest problem is over");
+                    }
+                    self.told.clone_from(now);
+                }
+                Update::InSync => info!(dir = %self.dir.display(), "manifests read"),
+            }
+        }
+        if set + removed > 0 {
+            info!(set, removed, "manifests changed");
+        }
     }
 }
 
@@ -355,24 +394,5 @@ fn describe_file_error(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "a link into nothing".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied; let the agent's user read it".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-fn tell(dir: &Path, updates: &[Update]) {
-    let (mut set, mut removed) = (0_usize, 0_usize);
-    for update in updates {
-        match update {
-            Update::Set(_) => set += 1,
-            Update::Remove(_) => removed += 1,
-            Update::Problems(problems) => {
-                for Problem { file, line, object, reason, .. } in problems {
-                    warn!(file, line, object, reason, "manifest problem");
-                }
-            }
-            Update::InSync => info!(dir = %dir.display(), "manifests read"),
-        }
-    }
-    if set + removed > 0 {
-        info!(set, removed, "manifests changed");
     }
 }

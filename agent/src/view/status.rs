@@ -156,7 +156,11 @@ impl Status {
             out.extend(bgp.errors.iter().map(|e| format!("bgp: {e}")));
         }
         if let Some(policy) = &self.policy {
-            out.extend(policy.errors.iter().map(|e| format!("policy: {e}")));
+            // The source has told the same with file and line.
+            let told = |e: &&StatusProblem| {
+                self.source.errors.iter().any(|s| s.object == e.object && s.reason == e.reason)
+            };
+            out.extend(policy.errors.iter().filter(|e| !told(e)).map(|e| format!("policy: {e}")));
             match (policy.endpoints, policy.endpoints_in_force) {
                 (Some(all), Some(done)) if done < all => {
                     out.push(format!("policy: {} of {all} pods wait for their policy", all - done));

@@ -283,6 +283,7 @@ fn status_with_all_that_can_be_wrong() {
     if let Some(policy) = &mut status.policy {
         policy.endpoints_in_force = Some(3);
         policy.pending = true;
+        policy.errors.push(StatusProblem { file: None, line: None, ..status.source.errors[0].clone() });
     }
     if let Some(cni) = &mut status.cni {
         cni.ready = false;
