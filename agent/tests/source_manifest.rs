@@ -352,6 +352,72 @@ fn a_misspelt_section_isolates_both_directions() {
     assert_eq!((policy.ingress.as_deref(), policy.egress.as_deref()), (Some(&[][..]), Some(&[][..])));
 }
 
+/// Every field of our own kinds, as the documentation shows them.
+const EVERY_FIELD: &str = r#"
+apiVersion: manx.dev/v1alpha1
+kind: BGPConfiguration            # one, named default
+spec: {asNumber: 64512, nodeToNodeMesh: Auto, listenPort: 179, multipath: {maxPaths: 16, asPathRelax: true},
+       gracefulRestart: {enabled: true, restartTime: 120s}, drain: {mode: GracefulShutdown, delay: 30s},
+       serviceAdvertisement: {clusterIPs: [], externalIPs: [], loadBalancerIPs: []}}      # CIDRs
+---
+apiVersion: manx.dev/v1alpha1
+kind: BGPPeer
+metadata: {name: tor-a}
+spec:
+  nodeSelector: {matchLabels: {rack: a}}
+  peerIP: 10.1.0.1
+  port: 179
+  asNumber: 65001
+  localASNumber: 65101
+  holdTime: 90s
+  keepaliveTime: 30s
+  connectRetry: 5s
+  passive: false
+  sourceAddress: UseNodeIP
+  ebgpMultihop: 2
+  ttlSecurity: false
+  families: [ipv4, ipv6]
+  addPath: {receive: false, send: false}
+  extendedNextHop: false
+  nextHop: Self
+  allowAsIn: 0
+  asOverride: false
+  routeReflectorClient: false
+  password: {secretKeyRef: {name: tor-a, key: password}}
+  maxPrefixes: {limit: 10000, action: Warn}
+  bfd: {minTx: 100ms, minRx: 100ms, multiplier: 3}
+  importFilters: [racks]
+  exportFilters: []
+  required: true
+  shutdown: {enabled: false, message: ""}
+---
+apiVersion: manx.dev/v1alpha1
+kind: BGPFilter
+metadata: {name: racks}
+spec:
+  ipv4:
+  - {name: only-pods, cidr: 10.200.0.0/16, ge: 24, le: 28, action: Accept, set: {localPref: 200, addCommunities: ["65001:7"]}}
+  - {name: rest, action: Reject}
+  ipv6: []
+---
+apiVersion: manx.dev/v1alpha1
+kind: NetworkConfiguration        # one, named default
+metadata: {name: default}
+spec: {clusterCIDRs: [], egressNat: {mode: "Off", excludeCIDRs: []}, addressPools: [{name: fixed, cidrs: [10.250.0.0/24]}], mtu: 0}
+"#;
+
+#[test]
+fn every_documented_field_is_read() {
+    let found = parse(EVERY_FIELD).unwrap();
+    let keys: Vec<_> = found.objects.iter().map(|f| f.key.to_string()).collect();
+    assert_eq!(
+        keys,
+        ["BGPConfiguration default", "BGPPeer tor-a", "BGPFilter racks", "NetworkConfiguration default"]
+    );
+    let told: Vec<_> = found.notes.iter().map(|n| n.reason.split(':').next().unwrap()).collect();
+    assert_eq!(told, ["spec.bfd", "spec.addressPools"]);
+}
+
 #[test]
 fn settings_without_effect_are_told() {
     let text = format!("{PEER}  peerIP: 10.1.0.1\n  asNumber: 65001\n  bfd: {{}}\n");

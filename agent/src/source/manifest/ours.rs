@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Metadata, Outcome, ReadResult, fault, faults};
+use super::{Metadata, Outcome, ReadResult, fault, faults, issue};
 use crate::config::{self, BgpConfiguration, BgpFilter, BgpPeer, Issue, NetworkConfiguration, SINGLETON};
 use crate::source::decode::decode;
 use crate::source::object::Object;
@@ -64,22 +64,25 @@ fn configured<'a, S: Deserialize<'a> + Default>(
 ) -> ReadResult {
     let (raw, _) = decode::<Configured<S>>(tree).map_err(|e| fault(&e))?;
     let name = raw.metadata.name(tree)?;
-    let (notes, object) =
-        validate(&name, raw.spec.unwrap_or_default()).map_err(|issues| faults(tree, &issues))?;
-    Ok((object, notes))
+    finish(tree, validate(&name, raw.spec.unwrap_or_default()))
 }
 
+/// A kind of which there is one object, so that its name may be left out.
 fn singleton<'a, S: Deserialize<'a> + Default>(
     tree: &'a Tree,
     validate: impl FnOnce(S) -> Validated,
 ) -> ReadResult {
-    configured(tree, |name, spec| {
-        if name == SINGLETON {
-            return validate(spec);
+    let (raw, _) = decode::<Configured<S>>(tree).map_err(|e| fault(&e))?;
+    match raw.metadata.name.as_deref() {
+        None | Some(SINGLETON) => finish(tree, validate(raw.spec.unwrap_or_default())),
+        Some(other) => {
+            let reason = format!("{other}: there is one object of this kind, and its name is {SINGLETON}");
+            Err(faults(tree, &[issue("metadata.name", reason)]))
         }
-        Err(vec![Issue {
-            path: "metadata.name".to_owned(),
-            reason: format!("{name}: there is one object of this kind, and its name is {SINGLETON}"),
-        }])
-    })
+    }
+}
+
+fn finish(tree: &Tree, validated: Validated) -> ReadResult {
+    let (notes, object) = validated.map_err(|issues| faults(tree, &issues))?;
+    Ok((object, notes))
 }
