@@ -163,7 +163,7 @@ impl Layout {
         }
         input.push(rule([], mark(to, mask), "for this node"));
         input.push(rule([], jump(chain::FROM), "egress policy"));
-        input.push(rule([], mark(0, mask), "the host's own rules decide"));
+        input.push(rule([], mark(0, mask), "left to the rules of the host"));
         add(Table::Filter, chain::INPUT, input);
         if v6 {
             add(Table::Filter, chain::NDP, neighbour_discovery());

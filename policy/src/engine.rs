@@ -98,6 +98,8 @@ pub struct Engine {
     kernels: [Kernel; 2],
     in_sync: bool,
     last_plan: PlanId,
+    /// When the kernel was last read or written.
+    last_seen: SystemTime,
     in_flight: Option<InFlight>,
     /// Endpoints whose current policy is in the kernel.
     since: BTreeMap<EndpointId, SystemTime>,
@@ -128,6 +130,7 @@ impl Engine {
             kernels: Family::ALL.map(Kernel::new),
             in_sync: false,
             last_plan: PlanId::default(),
+            last_seen: SystemTime::UNIX_EPOCH,
             in_flight: None,
             since: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -217,12 +220,18 @@ impl Engine {
                 kernel.close(&self.desired, self.config.jumps)
             });
         }
+        if self.in_sync {
+            self.calc.members_mut().looked_at();
+        }
         if steps.is_empty() {
+            self.settle(self.last_seen);
             return Plan::default();
         }
         self.last_plan.0 += 1;
         let families = steps.iter().map(Step::family).collect();
         self.in_flight = Some(InFlight { id: self.last_plan, families, keys });
+        // A change may have left an endpoint's rules as they were.
+        self.settle(self.last_seen);
         Plan { id: self.last_plan, steps }
     }
 
@@ -338,6 +347,7 @@ impl Engine {
 
     /// Which of the waiting endpoints are in force by now?
     fn settle(&mut self, at: SystemTime) {
+        self.last_seen = at;
         let ready: Vec<EndpointId> = self
             .waiting
             .iter()

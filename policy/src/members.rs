@@ -242,9 +242,15 @@ impl Members {
         self.sets.get(&id)
     }
 
-    /// Sets that were made or whose members changed since the last call; ask each for its flips with [`Members::take_flips`].
+    /// Sets that were made or whose members changed; ask each for its flips with [`Members::take_flips`].
     pub fn touched(&self) -> Vec<SetId> {
         self.touched.iter().copied().collect()
+    }
+
+    /// Both families have looked at the touched sets: only those whose flips one of them could not take stay touched.
+    pub fn looked_at(&mut self) {
+        let sets = &self.sets;
+        self.touched.retain(|id| sets.get(id).is_some_and(|set| !set.flips.is_empty()));
     }
 
     /// What entered and left a set in one family since this was last asked.
@@ -263,9 +269,6 @@ impl Members {
             false
         });
         set.flips.shrink_to(16);
-        if set.flips.is_empty() {
-            self.touched.remove(&id);
-        }
         flips.added.sort_unstable();
         flips.deleted.sort_unstable();
         flips

@@ -1,0 +1,244 @@
+//! Plans against a kernel made of text: they arrive, they say nothing twice, they open nothing on the way, and what was
+//! rendered reads back as what was meant.
+#![allow(clippy::unwrap_used)]
+
+#[path = "generate/cluster.rs"]
+mod cluster;
+#[path = "generate/fake.rs"]
+mod fake;
+#[path = "generate/flows.rs"]
+mod flows;
+
+use std::time::SystemTime;
+
+use cluster::update;
+use fake::FakeKernel;
+use flows::{cluster as whole_cluster, layout, seen_here, wire_flow};
+use manx_policy::engine::InForce;
+use manx_policy::model::{Direction, Family, Update};
+use manx_policy::plan::{Outcome, Plan, StepResult};
+use manx_policy::state::{Owner, State};
+use manx_policy::verdict::{FlowVerdict, verdict};
+use manx_policy::{Engine, EngineConfig, sim};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn engine() -> Engine {
+    Engine::new(EngineConfig::new("node-1")).unwrap()
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn done(plan: &Plan) -> Outcome {
+    Outcome { at: SystemTime::UNIX_EPOCH, results: vec![StepResult::Done; plan.steps.len()] }
+}
+
+fn look(engine: &mut Engine, kernel: &FakeKernel) {
+    if !engine.wants().is_empty() {
+        engine.observe(kernel.observed());
+    }
+}
+
+fn converge(engine: &mut Engine, kernel: &mut FakeKernel) {
+    look(engine, kernel);
+    let plan = engine.plan();
+    plan.steps.iter().for_each(|step| kernel.execute(step));
+    if !plan.is_empty() {
+        engine.applied(plan.id, done(&plan));
+    }
+    assert!(engine.plan().is_empty(), "one plan is enough");
+}
+
+#[test]
+fn what_is_rendered_reads_back_as_what_was_meant() {
+    proptest!(config(300), |(updates in whole_cluster())| {
+        let mut engine = engine();
+        engine.set_in_sync(true);
+        updates.into_iter().for_each(|update| engine.apply(update));
+        let mut kernel = FakeKernel::default();
+        converge(&mut engine, &mut kernel);
+        for family in Family::ALL {
+            let (mut found, mut meant) = (kernel.program(family), engine.program(family));
+            let by_place = |hook: &manx_policy::ir::Hook| (hook.table, hook.chain);
+            found.hooks.sort_by_key(by_place);
+            meant.hooks.sort_by_key(by_place);
+            prop_assert_eq!(found.hooks, meant.hooks);
+            prop_assert_eq!(found.sets, meant.sets);
+            prop_assert!(found.chains.keys().eq(meant.chains.keys()));
+            for (key, chain) in found.chains {
+                prop_assert_eq!(&chain, &meant.chains[&key]);
+            }
+        }
+    });
+}
+
+#[test]
+fn any_sequence_of_updates_and_plans_leaves_what_a_fresh_engine_wants() {
+    let rounds = vec(vec(update(), 0..8), 1..10);
+    proptest!(config(300), |(rounds in rounds)| {
+        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+        let mut all = Vec::new();
+        converge(&mut engine, &mut kernel);
+        engine.set_in_sync(true);
+        for round in rounds {
+            for update in round {
+                all.push(update.clone());
+                engine.apply(update);
+            }
+            converge(&mut engine, &mut kernel);
+        }
+        let mut fresh = self::engine();
+        all.into_iter().for_each(|update| fresh.apply(update));
+        look(&mut fresh, &kernel);
+        prop_assert_eq!(fresh.plan(), Plan::default(), "before the source is in sync");
+        fresh.set_in_sync(true);
+        prop_assert_eq!(fresh.plan(), Plan::default());
+        for endpoint in fresh.state().endpoints() {
+            let open = fresh.state().owner(endpoint) != Owner::Unknown;
+            for engine in [&fresh, &engine] {
+                let in_force = matches!(engine.in_force(&endpoint.id), Some(InForce::Since(_)));
+                prop_assert_eq!(in_force, open, "{:?}: {:?}", endpoint, engine.in_force(&endpoint.id));
+            }
+        }
+    });
+}
+
+/// Reversed, duplicated, split and squashed: the kernel ends up the same, byte for byte.
+#[test]
+fn the_order_in_which_objects_arrive_leaves_no_trace() {
+    proptest!(config(200), |(updates in whole_cluster(), splits in vec(any::<bool>(), 64))| {
+        // Of an object the last word counts: keep that one, so that any order means the same cluster.
+        let key = |update: &Update| match update {
+            Update::SetPod(pod) => format!("pod {}", pod.id),
+            Update::SetNamespace(namespace) => format!("ns {}", namespace.name),
+            Update::SetPolicy(policy) => format!("policy {}", policy.id),
+            Update::SetEndpoint(endpoint) => format!("endpoint {}", endpoint.id),
+            other => format!("{other:?}"),
+        };
+        let latest: std::collections::BTreeMap<String, Update> =
+            updates.iter().map(|update| (key(update), update.clone())).collect();
+        let forward: Vec<Update> = latest.into_values().collect();
+        let reversed: Vec<Update> = forward.iter().rev().cloned().collect();
+        let doubled: Vec<Update> = forward.iter().chain(&reversed).cloned().collect();
+        let mut kernels = Vec::new();
+        for (order, squash) in [(&forward, true), (&reversed, false), (&doubled, true)] {
+            let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+            engine.set_in_sync(true);
+            for (update, split) in order.iter().zip(splits.iter().cycle()) {
+                engine.apply(update.clone());
+                if !squash || *split {
+                    converge(&mut engine, &mut kernel);
+                }
+            }
+            converge(&mut engine, &mut kernel);
+            kernels.push(kernel);
+        }
+        prop_assert_eq!(&kernels[0], &kernels[1]);
+        prop_assert_eq!(&kernels[0], &kernels[2]);
+    });
+}
+
+/// One direction of a verdict; where nobody polices it, it is open.
+fn open(verdict: &FlowVerdict, direction: Direction) -> bool {
+    verdict.decisions.iter().all(|d| d.direction != direction || d.allowed)
+}
+
+/// What the oracle says of a flow, or deny where an endpoint in it is closed.
+fn judged(
+    state: &State,
+    wire: (std::net::IpAddr, std::net::IpAddr, manx_policy::model::Protocol, u16),
+) -> [bool; 2] {
+    let Some((_, flow, unknown)) = seen_here(state, wire) else { return [true, true] };
+    let verdict = verdict(state, &flow);
+    [Direction::Egress, Direction::Ingress].map(|direction| open(&verdict, direction) && !unknown)
+}
+
+/// Between any two steps of a plan a packet that passes is one that the old or the new policy lets out, and lets in.
+#[test]
+fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
+    let config = config(400);
+    proptest!(config, |(before in whole_cluster(), changes in vec(update(), 1..6), wires in vec(wire_flow(), 1..150))| {
+        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+        engine.set_in_sync(true);
+        before.into_iter().for_each(|update| engine.apply(update));
+        converge(&mut engine, &mut kernel);
+        let old = engine.state().clone();
+        changes.iter().cloned().for_each(|update| engine.apply(update));
+        let new = engine.state();
+        // Interfaces that come or go within the plan are another matter: their packets begin or end with it.
+        let known: Vec<_> = wires
+            .into_iter()
+            .filter_map(|wire| {
+                let (packet, ..) = seen_here(&old, wire)?;
+                let (after, ..) = seen_here(new, wire)?;
+                (packet == after).then(|| (wire, packet, judged(&old, wire), judged(new, wire)))
+            })
+            .collect();
+        let plan = engine.plan();
+        for (at, step) in plan.steps.iter().enumerate() {
+            kernel.execute(step);
+            for (wire, packet, old, new) in &known {
+                let passed = sim::run(&kernel.program(packet.family()), packet).unwrap().passed;
+                let allowed = (old[0] || new[0]) && (old[1] || new[1]);
+                prop_assert!(!passed || allowed, "after step {}: {:?} passes\n{:#?}", at, wire, plan.steps);
+                if let ([_], true, true) = (changes.as_slice(), *old == [true, true], *new == [true, true]) {
+                    prop_assert!(passed, "one change, after step {}: {:?} is dropped\n{:#?}", at, wire, plan.steps);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_plan_that_is_never_reported_makes_the_engine_look_again() {
+    let mut engine = engine();
+    engine.set_in_sync(true);
+    let kernel = FakeKernel::default();
+    look(&mut engine, &kernel);
+    let lost = engine.plan();
+    assert!(!lost.is_empty());
+    assert!(engine.plan().is_empty(), "nothing is planned on a guess");
+    assert!(engine.wants().ipv4_rules && engine.wants().ipv6_rules && engine.wants().sets);
+    engine.applied(lost.id, done(&lost));
+    assert!(!engine.wants().is_empty(), "its outcome comes too late");
+    look(&mut engine, &kernel);
+    assert_eq!(engine.plan().steps, lost.steps);
+}
+
+#[test]
+fn a_failure_in_one_family_leaves_the_other_alone() {
+    let mut engine = engine();
+    engine.set_in_sync(true);
+    look(&mut engine, &FakeKernel::default());
+    let plan = engine.plan();
+    let results = plan.steps.iter().map(|step| match step.family() {
+        Family::Ipv4 => StepResult::Done,
+        Family::Ipv6 => StepResult::Failed("ip6tables is missing".into()),
+    });
+    engine.applied(plan.id, Outcome { at: SystemTime::UNIX_EPOCH, results: results.collect() });
+    assert!(!engine.wants().ipv4_rules && engine.wants().ipv6_rules);
+    assert_eq!(engine.status().problems.len(), 1);
+    assert!(engine.plan().is_empty());
+}
+
+#[test]
+fn dispatch_grows_as_a_tree_with_few_rules_at_each_step() {
+    let interfaces =
+        |n: u64| (0..n).map(|i| format!("manx{:011x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20));
+    for n in [0, 1, 16, 17, 110, 2000] {
+        let names = interfaces(n).collect();
+        for (_, chain) in layout().dispatch(&names) {
+            assert!(chain.rules.len() <= 17, "{n} pods: {} has {} rules", chain.name, chain.rules.len());
+            assert!(chain.name.len() <= 28);
+            let last = chain.rules.last().unwrap();
+            assert_eq!(
+                (last.matches.len(), &last.verdict),
+                (0, &manx_policy::ir::Verdict::Drop),
+                "{}",
+                chain.name
+            );
+        }
+    }
+}
