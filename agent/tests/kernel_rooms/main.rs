@@ -1,0 +1,5 @@
+//! The kernel rooms against a real kernel, each test in a network namespace of its own, observed with `ip`,
+//! `iptables-save` and `ipset`, never with our own word. Needs root.
+
+mod fib;
+mod netns;
