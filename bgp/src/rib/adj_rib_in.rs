@@ -10,7 +10,7 @@ use crate::filter::defaults::{DefaultReject, reject_by_kind};
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
 use crate::rib::bitset::BitSet;
 use crate::rib::intern::AttrId;
-use crate::rib::path::{Path, SourceId};
+use crate::rib::path::{AcceptedBy, Path, SourceId};
 use crate::rib::{Rib, well_known};
 use crate::speaker::{MaxPrefixes, MaxPrefixesAction};
 use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
@@ -172,6 +172,8 @@ impl Rib {
             self.adj_in.resize_with(at + 1, || None);
         }
         self.adj_in[at].get_or_insert_with(AdjIn::local).policy = Some(Box::new(policy));
+        // Stale paths came in by the filters of another session.
+        self.forget_accepting_rules(id);
     }
 
     /// Changes how a peer's further routes are judged, if it has a session.
@@ -179,6 +181,18 @@ impl Rib {
         let adj = self.adj_in.get_mut(id.0 as usize).and_then(Option::as_mut);
         if let Some(policy) = adj.and_then(|a| a.policy.as_mut()) {
             change(policy);
+        }
+    }
+
+    /// The filters changed: which rule let a path in is not known until the peer says the route again.
+    pub(crate) fn forget_accepting_rules(&mut self, id: SourceId) {
+        for family in Family::ALL {
+            let slots: Vec<u32> =
+                self.adj_in_of(id).map_or_else(Vec::new, |a| a.has[family].iter().collect());
+            for slot in slots {
+                let paths = self.tables[family].paths_mut(slot).iter_mut();
+                paths.filter(|p| p.source == id).for_each(|p| p.set_accepted_by(AcceptedBy::UNKNOWN));
+            }
         }
     }
 
@@ -309,7 +323,7 @@ impl Rib {
                 self.unrefuse(id, prefix);
                 self.attributes.retain(interned);
                 let hop = self.next_hops.intern(next_hop, policy.ifindex);
-                self.insert(prefix, Path::new(id, interned, hop, rule.is_some()));
+                self.insert(prefix, Path::new(id, interned, hop, rule));
             }
             if let Some((_, interned, _)) = last {
                 self.attributes.release(interned);
@@ -373,6 +387,16 @@ impl Rib {
         adj.into_iter()
             .flat_map(|a| a.refused.iter())
             .map(|(prefix, why)| (prefix, why.describe(filters, prefix.family())))
+    }
+
+    /// Which import rule let a path in.
+    pub(super) fn accepted_by(&self, path: &Path, family: Family) -> Option<String> {
+        let policy = self.adj_in_of(path.source)?.policy.as_ref()?;
+        if path.accepted_by() == AcceptedBy::DEFAULT {
+            return Some("import default".to_owned());
+        }
+        let rule = path.accepted_by().rule()?;
+        Some(format!("import {}", rule.describe(&policy.filters, family)))
     }
 
     /// Why a peer's route to a prefix was refused, if it was.

@@ -57,7 +57,7 @@ impl Rib {
     /// Originates a route.
     pub(crate) fn originate(&mut self, prefix: Prefix, attributes: PathAttributes) {
         let attributes = self.attributes.intern(attributes);
-        self.insert(prefix, Path::new(SourceId::LOCAL, attributes, NextHopId::LOCAL, true));
+        self.insert(prefix, Path::new(SourceId::LOCAL, attributes, NextHopId::LOCAL, None));
         self.protected_changed |= self.protected.set_own(prefix, true);
     }
 
@@ -92,6 +92,7 @@ impl Rib {
                 if same {
                     // A peer that restarted says again what it said before: no news for anyone.
                     old.set_stale(false);
+                    old.set_accepted_by(path.accepted_by());
                     self.attributes.release(path.attributes);
                     self.next_hops.release(path.next_hop);
                     return;

@@ -1,5 +1,6 @@
 //! A path in the table: 16 bytes, everything bulky behind numbers; and why it is not chosen.
 
+use crate::filter::RuleRef;
 use crate::rib::intern::{AttrId, NextHopId};
 
 /// Who a path comes from.
@@ -19,6 +20,33 @@ pub(crate) struct Path {
     pub(crate) next_hop: NextHopId,
     flags: u8,
     verdict: Verdict,
+    accepted_by: AcceptedBy,
+}
+
+/// Which import rule let a path in, in two bytes: 4 bits of filter, 12 of rule. What does not fit is not remembered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AcceptedBy(u16);
+
+impl AcceptedBy {
+    /// No rule decided, the default let it in.
+    pub(crate) const DEFAULT: AcceptedBy = AcceptedBy(u16::MAX);
+    /// Not known (any more).
+    pub(crate) const UNKNOWN: AcceptedBy = AcceptedBy(u16::MAX - 1);
+
+    /// A rule, or the default for `None`.
+    pub(crate) fn new(rule: Option<RuleRef>) -> Self {
+        match rule {
+            None => AcceptedBy::DEFAULT,
+            Some(RuleRef { filter: filter @ 0..15, rule: rule @ 0..4096 }) => AcceptedBy(filter << 12 | rule),
+            Some(_) => AcceptedBy::UNKNOWN,
+        }
+    }
+
+    /// The rule, if one decided and is remembered.
+    pub(crate) fn rule(self) -> Option<RuleRef> {
+        let known = self != AcceptedBy::DEFAULT && self != AcceptedBy::UNKNOWN;
+        known.then_some(RuleRef { filter: self.0 >> 12, rule: self.0 & 0xfff })
+    }
 }
 
 /// What the decision process made of a path.
@@ -85,10 +113,24 @@ const PROTECTED: u8 = 4;
 const EXPLICIT: u8 = 8;
 
 impl Path {
-    /// A fresh path that nothing has been decided about. `explicit`: a filter rule accepted it, the defaults have no say.
-    pub(crate) fn new(source: SourceId, attributes: AttrId, next_hop: NextHopId, explicit: bool) -> Self {
-        let flags = if explicit { EXPLICIT } else { 0 };
-        Path { source, attributes, next_hop, flags, verdict: Verdict::NextHopUnknown }
+    /// A fresh path that nothing has been decided about. Where a filter rule accepted it the defaults have no say.
+    pub(crate) fn new(
+        source: SourceId,
+        attributes: AttrId,
+        next_hop: NextHopId,
+        rule: Option<RuleRef>,
+    ) -> Self {
+        let flags = if rule.is_some() || source == SourceId::LOCAL { EXPLICIT } else { 0 };
+        let accepted_by = AcceptedBy::new(rule);
+        Path { source, attributes, next_hop, flags, verdict: Verdict::NextHopUnknown, accepted_by }
+    }
+
+    pub(crate) fn accepted_by(&self) -> AcceptedBy {
+        self.accepted_by
+    }
+
+    pub(crate) fn set_accepted_by(&mut self, by: AcceptedBy) {
+        self.accepted_by = by;
     }
 
     pub(crate) fn verdict(&self) -> Verdict {
@@ -148,5 +190,17 @@ mod tests {
     #[test]
     fn a_path_takes_16_bytes() {
         assert_eq!(size_of::<Path>(), 16);
+    }
+
+    #[test]
+    fn the_accepting_rule_is_remembered_where_it_fits() {
+        for (filter, rule) in [(0, 0), (14, 4095), (3, 7)] {
+            let by = RuleRef { filter, rule };
+            assert_eq!(AcceptedBy::new(Some(by)).rule(), Some(by));
+        }
+        for (filter, rule) in [(15, 0), (0, 4096)] {
+            assert_eq!(AcceptedBy::new(Some(RuleRef { filter, rule })), AcceptedBy::UNKNOWN);
+        }
+        assert_eq!(AcceptedBy::new(None).rule(), None);
     }
 }

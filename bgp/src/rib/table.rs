@@ -195,7 +195,7 @@ mod tests {
 
     fn path() -> Path {
         let id = Attributes::default().intern(crate::rib::local_attributes());
-        Path::new(SourceId::LOCAL, id, NextHopId::LOCAL, true)
+        Path::new(SourceId::LOCAL, id, NextHopId::LOCAL, None)
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl Rib {
             best: path.is_best(),
             multipath: path.is_multipath(),
             stale: path.is_stale(),
+            accepted_by: self.accepted_by(path, family),
             ..empty_view(table.prefix(slot))
         };
         describe_attributes(&mut view, self.attributes.get(path.attributes));
@@ -271,6 +272,7 @@ fn empty_view(prefix: Prefix) -> RouteView {
         cluster_list: Vec::new(),
         lost_at: None,
         reason: None,
+        accepted_by: None,
     }
 }
 

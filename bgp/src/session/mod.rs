@@ -455,8 +455,11 @@ impl Session {
         };
         let collision = Notification::cease(cease::COLLISION);
         if other.state == State::Established {
-            // RFC 4724 4.2: a peer that does graceful restart and opens anew has lost its side of the old session.
-            let peer_restarts = other.negotiated.as_ref().is_some_and(|n| n.graceful_restart.is_some());
+            // RFC 4724 4.2: a peer that does graceful restart and opens anew has lost its side of the old session. Not so
+            // right after a simultaneous open, where the OPEN of the connection that lost may still be under way.
+            let settled = cx.now.saturating_duration_since(self.since) >= timers::SETTLED_AFTER;
+            let peer_restarts =
+                settled && other.negotiated.as_ref().is_some_and(|n| n.graceful_restart.is_some());
             if !peer_restarts {
                 let loser = self.second.take().expect("Established is the primary, the new one the second");
                 close(cx, &loser, Some(&collision));
@@ -498,7 +501,7 @@ impl Session {
                 let conn = fsm.conn.expect("OpenConfirm has a connection");
                 if which == Which::Second {
                     // The primary was still dialling or without a word: it has nothing to say any more.
-                    close(cx, &self.primary, None);
+                    close(cx, &self.primary, Some(&Notification::cease(cease::COLLISION)));
                     self.primary = self.second.take().expect("it has just sent a KEEPALIVE");
                 }
                 self.reason = None;

@@ -15,6 +15,9 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// A session that lasted so long clears the failures before it.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
+/// A session that has been up for so long is no party to a simultaneous open any more: a new connection means a restart.
+pub const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
 /// Source of timer jitter: RFC 4271 10 wants intervals multiplied by a random 0.75 to 1.0, so that many speakers that
 /// start together do not stay together.
 #[derive(Debug)]

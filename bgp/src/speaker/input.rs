@@ -13,7 +13,7 @@ use crate::speaker::peer::Conn;
 use crate::speaker::{
     ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerConfig, PeerFact, Speaker,
 };
-use crate::types::{Asn, Family, PeerType, PerFamily};
+use crate::types::{Asn, Family, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::NextHop;
 use crate::wire::iana::{cease, error};
 use crate::wire::message::{Message, Notification, RefreshKind, RouteRefresh, Update};
@@ -358,8 +358,12 @@ fn own_next_hops(endpoints: &Endpoints) -> PerFamily<Option<NextHop>> {
     }
 }
 
-fn shared_subnets(endpoints: &Endpoints) -> SmallVec<[crate::types::Prefix; 2]> {
-    if endpoints.connected { endpoints.subnets.clone() } else { SmallVec::new() }
+/// The subnets in which the peer can reach a third party by itself. Of the session's own family the peer's address has to
+/// lie within; of the other one its address is not known, but it is on the link.
+fn shared_subnets(endpoints: &Endpoints) -> SmallVec<[Prefix; 2]> {
+    let remote = canonical(endpoints.remote.ip());
+    let shared = |s: &Prefix| s.addr().is_ipv4() != remote.is_ipv4() || s.contains_addr(remote);
+    endpoints.subnets.iter().copied().filter(|s| endpoints.connected && shared(s)).collect()
 }
 
 /// A dual-stack listener shows IPv4 peers as mapped addresses.

@@ -144,6 +144,7 @@ impl Speaker {
                 p.allow_as_in = new.allow_as_in;
                 p.max_prefixes = new.max_prefixes;
             });
+            self.rib.forget_accepting_rules(SourceId(id));
             self.ask_again(now, id);
         }
         let client = old.route_reflector_client != new.route_reflector_client;

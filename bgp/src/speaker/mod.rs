@@ -144,7 +144,7 @@ impl Speaker {
             .collect();
         for id in concerned {
             let direct = self.peer(id).is_some_and(|p| {
-                p.config.ebgp_multihop.is_none() && p.peer_type(self.config.asn) == Some(PeerType::External)
+                p.config.ebgp_multihop.is_none() && p.peer_type(self.config.asn) == PeerType::External
             });
             if direct {
                 self.drive(now, id, |session, cx| session.transport_dead(cx, "interface went down"));

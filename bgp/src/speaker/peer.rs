@@ -84,27 +84,20 @@ impl Peer {
         Some(Blocked { cease, reason: reason.clone(), disabled: false })
     }
 
-    /// Internal or external: as negotiated, else as far as the configuration tells.
-    pub(super) fn peer_type(&self, speaker_as: Asn) -> Option<PeerType> {
-        if let Some(n) = &self.negotiated {
-            return Some(n.peer_type);
-        }
-        Some(match self.config.remote_as {
+    /// Internal or external. The configuration tells, since an OPEN that disagrees with it is refused.
+    pub(super) fn peer_type(&self, speaker_as: Asn) -> PeerType {
+        match self.config.remote_as {
             RemoteAs::Internal => PeerType::Internal,
             RemoteAs::External => PeerType::External,
             RemoteAs::Asn(asn) if asn == self.config.local_as.unwrap_or(speaker_as) => PeerType::Internal,
             RemoteAs::Asn(_) => PeerType::External,
-        })
+        }
     }
 
     /// What its sockets need (RFC 4271 leaves TTLs open; external peers are taken to be one hop away unless configured
     /// otherwise, internal ones anywhere).
     pub(super) fn socket_options(&self, speaker_as: Asn) -> SocketOptions {
-        let external = match self.config.remote_as {
-            RemoteAs::Internal => false,
-            RemoteAs::External => true,
-            RemoteAs::Asn(asn) => asn != self.config.local_as.unwrap_or(speaker_as),
-        };
+        let external = self.peer_type(speaker_as) == PeerType::External;
         let (ttl, min_ttl) = match (self.config.ttl_security, self.config.ebgp_multihop) {
             // RFC 5082 3, trap 25: 255 out, and nothing that a router has touched comes in; n hops may take n - 1 off.
             (true, hops) => (Some(255), Some(255 - hops.unwrap_or(1).saturating_sub(1))),

@@ -113,7 +113,7 @@ impl Speaker {
             name: peer.config.name.clone(),
             address: peer.config.address,
             local_as: peer.config.local_as.unwrap_or(self.config.asn),
-            remote_as: peer.negotiated.as_ref().filter(|_| up).map(|n| n.remote_as).or(configured_as),
+            remote_as: configured_as.or(peer.negotiated.as_ref().map(|n| n.remote_as)),
             peer_type: peer.peer_type(self.config.asn),
             router_id: peer.negotiated.as_ref().map(|n| n.router_id.addr()),
             state: if blocked.is_some_and(|b| b.disabled) { "Disabled" } else { state.name() },

@@ -18,10 +18,10 @@ pub struct PeerView {
     pub address: IpAddr,
     /// Our AS towards it.
     pub local_as: Asn,
-    /// Its AS: configured, or learned from its OPEN; unknown before that where only the kind is configured.
+    /// Its AS: configured, or learned from its last OPEN where only the kind is configured.
     pub remote_as: Option<Asn>,
-    /// Internal or external, once known.
-    pub peer_type: Option<PeerType>,
+    /// Internal or external.
+    pub peer_type: PeerType,
     /// Its BGP identifier, from its last OPEN.
     pub router_id: Option<Ipv4Addr>,
     /// One of the six names of RFC 4271 8, or "Disabled".
@@ -184,6 +184,9 @@ pub struct RouteView {
     pub lost_at: Option<&'static str>,
     /// Why it lost, is not eligible or was refused.
     pub reason: Option<String>,
+    /// The import rule that let it in; `None` for a local or refused route, and while filters have changed and the peer has
+    /// not said the route again.
+    pub accepted_by: Option<String>,
 }
 
 /// An AS_PATH element: a number, or a set in brackets.

@@ -220,7 +220,7 @@ impl Net {
             let effect = speaker.poll_effect();
             for change in changes {
                 idle = false;
-                self.write_fib(n, change);
+                self.write_fib(n, &change);
             }
             if let Some(effect) = effect {
                 idle = false;
@@ -242,7 +242,7 @@ impl Net {
         }
     }
 
-    fn write_fib(&mut self, n: N, change: RouteChange) {
+    fn write_fib(&mut self, n: N, change: &RouteChange) {
         let node = &mut self.nodes[n];
         let hops: Vec<IpAddr> = change.next_hops.iter().map(|h| h.gateway).collect();
         node.renewed.insert(change.prefix);

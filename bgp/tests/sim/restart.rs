@@ -326,6 +326,7 @@ fn without_the_capability_routes_go_with_the_session() {
 #[test]
 fn a_peer_that_opens_anew_beside_its_old_session_has_restarted() {
     let (mut b, old) = helper();
+    b.advance(secs(5));
     // Its kernel has forgotten the old connection; ours has not noticed.
     let new = b.accept("10.0.0.2").unwrap();
     b.send(new, &Message::Open(open_gr(TOR_AS, "10.0.0.2", true, true, 60)));
@@ -334,6 +335,16 @@ fn a_peer_that_opens_anew_beside_its_old_session_has_restarted() {
     b.send(new, &Message::Keepalive);
     assert_eq!(b.state("tor"), "Established");
     assert!(b.fib_log.is_empty() && b.path(X, "10.0.0.2").unwrap().stale);
+}
+
+#[test]
+fn a_late_open_of_a_simultaneous_dial_is_no_restart() {
+    let (mut b, old) = helper();
+    let late = b.accept("10.0.0.2").unwrap();
+    b.send(late, &Message::Open(open_gr(TOR_AS, "10.0.0.2", false, false, 60)));
+    assert_eq!(b.notification(late), Some((6, 7)));
+    assert!(!b.closed.contains(&old));
+    assert_eq!((b.state("tor"), b.view("tor").flaps), ("Established", 0));
 }
 
 #[test]
@@ -352,6 +363,23 @@ fn stale_routes_end_with_the_configuration_that_kept_them() {
     b.speaker.remove_peer(b.now, "tor");
     b.pump();
     assert!(b.fib.is_empty());
+}
+
+#[test]
+fn filters_may_change_while_the_peer_is_away() {
+    let mut b = Bench::with(config(false));
+    let all = std::sync::Arc::new(manx_bgp::filter::Filter::accept_all("all"));
+    b.peer(PeerConfig { import: vec![all], ..Bench::tor("tor", "10.0.0.2") });
+    let conn = b.establish("10.0.0.2", open_gr(TOR_AS, "10.0.0.2", false, false, 60));
+    b.announce(conn, &[X], &attributes(&[65001]), "10.0.0.2");
+    assert_eq!(b.path(X, "10.0.0.2").unwrap().accepted_by.as_deref(), Some("import filter all: all"));
+    lose(&mut b, conn);
+    b.peer(Bench::tor("tor", "10.0.0.2"));
+    assert_eq!(b.path(X, "10.0.0.2").unwrap().accepted_by, None);
+    let conn = b.establish("10.0.0.2", open_gr(TOR_AS, "10.0.0.2", true, true, 60));
+    assert_eq!(b.path(X, "10.0.0.2").unwrap().accepted_by, None);
+    b.announce(conn, &[X], &attributes(&[65001]), "10.0.0.2");
+    assert_eq!(b.path(X, "10.0.0.2").unwrap().accepted_by.as_deref(), Some("import default"));
 }
 
 #[test]

@@ -136,14 +136,14 @@ fn max_paths_limits_the_next_hops_and_its_change_decides_anew() {
 }
 
 /// The path of "two" loses against that of "one" at this step.
-fn loses_at(winner: PathAttributes, loser: PathAttributes, step: &str, words: &str) {
+fn loses_at(winner: &PathAttributes, loser: &PathAttributes, step: &str, words: &str) {
     for swap in [false, true] {
         let Two { mut b, one, two, .. } = two();
         let mut send = |which: bool| {
             if which {
-                b.announce(one, &[X], &winner, "10.0.0.2");
+                b.announce(one, &[X], winner, "10.0.0.2");
             } else {
-                b.announce(two, &[X], &loser, "10.0.0.3");
+                b.announce(two, &[X], loser, "10.0.0.3");
             }
         };
         send(swap);
@@ -157,19 +157,19 @@ fn loses_at(winner: PathAttributes, loser: PathAttributes, step: &str, words: &s
 
 #[test]
 fn rfc4271_9_1_2_2_a_shorter_as_path() {
-    loses_at(attributes(&[65001]), attributes(&[65002, 65100]), "a", "AS path longer (2 > 1)");
+    loses_at(&attributes(&[65001]), &attributes(&[65002, 65100]), "a", "AS path longer (2 > 1)");
 }
 
 #[test]
 fn rfc4271_9_1_2_2_b_lower_origin() {
     let loser = PathAttributes { origin: Origin::Incomplete, ..attributes(&[65002]) };
-    loses_at(attributes(&[65001]), loser, "b", "ORIGIN incomplete after igp");
+    loses_at(&attributes(&[65001]), &loser, "b", "ORIGIN incomplete after igp");
 }
 
 #[test]
 fn rfc4271_9_1_2_2_c_med_within_a_neighbour_as_only() {
     let with = |asn: u32, med: u32| PathAttributes { med: Some(med), ..attributes(&[asn, 65100]) };
-    loses_at(with(65100, 5), with(65100, 6), "c", "MED 6 higher than of another path through AS 65100");
+    loses_at(&with(65100, 5), &with(65100, 6), "c", "MED 6 higher than of another path through AS 65100");
     let Two { mut b, one, two, .. } = two();
     b.announce(one, &[X], &with(65001, 50), "10.0.0.2");
     b.announce(two, &[X], &with(65002, 6), "10.0.0.3");
@@ -655,6 +655,9 @@ fn trap_27_a_filter_accepts_by_name_what_the_default_refuses() {
     assert_eq!(b.fib.keys().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0/0", X]);
     assert_eq!(b.path("0.0.0.0/0", "10.0.0.2").unwrap().local_pref, Some(200));
     assert_eq!(b.path(X, "10.0.0.2").unwrap().local_pref, Some(100));
+    let by = |b: &Bench, prefix: &str| b.path(prefix, "10.0.0.2").unwrap().accepted_by;
+    assert_eq!(by(&b, "0.0.0.0/0").as_deref(), Some("import filter uplink: default-route"));
+    assert_eq!(by(&b, X).as_deref(), Some("import default"));
     let hits: Vec<(String, String, u64)> = b
         .speaker
         .filter_rules()

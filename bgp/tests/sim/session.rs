@@ -486,7 +486,7 @@ fn changes_that_need_no_reset_leave_the_session_alone() {
     b.peer(config.clone());
     assert_eq!((b.state("tor"), b.notification(conn)), ("Established", None));
     config.remote_as = RemoteAs::Asn(Asn(65009));
-    b.peer(config.clone());
+    b.peer(config);
     assert_eq!(b.notification(conn), Some((6, 6)), "another AS is another peer");
     assert_ne!(b.state("tor"), "Established");
 }
