@@ -1,0 +1,14 @@
+//! The lab as a test: the same program, and so the same checks, as `make lab`.
+
+use std::process::Command;
+
+/// Needs root, and the release binaries that `make build` makes.
+#[test]
+fn every_check_of_the_lab_passes() {
+    let name = format!("manx-test-{}", std::process::id());
+    let status = Command::new(env!("CARGO_BIN_EXE_manx-lab"))
+        .args(["--name", &name, "all"])
+        .status()
+        .expect("cargo has built manx-lab");
+    assert!(status.success(), "its own output says which check failed");
+}
