@@ -10,11 +10,22 @@
 //! `desired`, `routes`, `config` and `delta` decide and are pure; `source`, `kernel`, `api` and `cni_server` are IO;
 //! `run` joins them and does nothing else.
 
+pub mod api;
+pub mod attachments;
+pub mod cleanup;
+pub mod cni_config;
+pub mod cni_server;
 pub mod config;
 pub mod delta;
+pub mod desired;
 pub mod health;
 pub mod kernel;
+pub mod metrics;
 pub mod options;
+pub mod policy_worker;
+pub mod routes;
+pub mod run;
 pub mod sockets;
 pub mod source;
 pub mod view;
+pub mod web;

@@ -1,1 +1,56 @@
-fn main() {}
+//! `manx-agent`: command line, log, runtime. What the agent does is in `run`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use manx_agent::options::{Cli, Command, LogFormat, Options};
+use manx_agent::{cleanup, run};
+use tracing_subscriber::EnvFilter;
+
+// Gives memory back after a burst of routes, where the system's allocator keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match (cli.command, cli.run) {
+        (Some(Command::Cleanup { force, run_dir, cni_conf_dir }), _) => {
+            cleanup::run(force, &run_dir, &cni_conf_dir)
+        }
+        (None, Some(options)) => start(options),
+        (None, None) => {
+            let missing = clap::error::ErrorKind::MissingRequiredArgument;
+            Cli::command().error(missing, "--node-name and --manifests are required").exit()
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("manx-agent: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(options: Options) -> anyhow::Result<()> {
+    log(&options)?;
+    // One thread is plenty here: BGP, routes, links and policy have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run::run(options))
+}
+
+fn log(options: &Options) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&options.log)
+        .with_context(|| format!("--log {}: not a filter such as `info` or `manx_bgp=debug`", options.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

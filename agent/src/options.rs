@@ -41,7 +41,12 @@ pub enum LogFormat {
 /// It runs in the network namespace that it is started in. SIGTERM and SIGINT stop it without a word to its peers
 /// and leave kernel routes and rules as they are, so that a restart costs no packet.
 #[derive(Parser, Debug)]
-#[command(name = "manx-agent", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "manx-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     /// Other things than running.
     #[command(subcommand)]
@@ -78,7 +83,13 @@ pub struct Options {
     #[arg(long, env = "MANX_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
     /// What to do on this node.
-    #[arg(long, env = "MANX_ENABLE", value_delimiter = ',', default_value = "bgp,policy,cni", value_name = "LIST")]
+    #[arg(
+        long,
+        env = "MANX_ENABLE",
+        value_delimiter = ',',
+        default_value = "bgp,policy,cni",
+        value_name = "LIST"
+    )]
     pub enable: Vec<Feature>,
     /// Namespace whose Secrets hold the passwords of BGP peers.
     #[arg(long, env = "MANX_NAMESPACE", default_value = "manx-system", value_name = "NAMESPACE")]

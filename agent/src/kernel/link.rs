@@ -30,7 +30,9 @@ use super::fib::{KernelRoute, NextHop, PROTOCOL, RTM_DELROUTE, RTM_GETROUTE, RTM
 use super::netlink::{Batch, NLM_F_DUMP, Netlink, NetlinkError};
 use snapshot::Snapshot;
 
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
 const RTM_GETADDR: u16 = 22;
 /// RTNLGRP_ numbers: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE.
 const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
@@ -119,6 +121,11 @@ impl LinksHandle {
         self.snapshot.load().addresses()
     }
 
+    /// The names of all links, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.snapshot.load().names()
+    }
+
     /// The smallest MTU of the links that hold one of these addresses; `None`: none does.
     pub fn mtu_of(&self, addresses: &[IpAddr]) -> Option<u32> {
         self.snapshot.load().mtu_of(addresses)
@@ -161,6 +168,22 @@ impl LinksHandle {
             }
             Err(e) => Err(e),
         }
+    }
+}
+
+/// Deletes a link. One that is not there is no error.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn delete(name: &str) -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    batch.message(RTM_DELLINK, 0, |m| {
+        m.fixed(&[0; 16]);
+        m.attr_str(IFLA_IFNAME, name);
+    });
+    match Netlink::route()?.request(&mut batch, || format!("deleting link {name}")) {
+        Err(NetlinkError::Refused { refusal, .. }) if refusal.errno == libc::ENODEV => Ok(()),
+        other => other,
     }
 }
 

@@ -11,6 +11,7 @@
 //!
 //! Everything acts in the network namespace of the thread that opens it.
 
+pub mod cleanup;
 pub mod fib;
 pub mod ipset;
 pub mod iptables;
@@ -53,6 +54,24 @@ impl Family {
     /// From AF_INET or AF_INET6.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::BOTH.into_iter().find(|family| family.number() == number)
+    }
+}
+
+impl From<manx_bgp::types::Family> for Family {
+    fn from(family: manx_bgp::types::Family) -> Self {
+        match family {
+            manx_bgp::types::Family::Ipv4Unicast => Self::Ipv4,
+            manx_bgp::types::Family::Ipv6Unicast => Self::Ipv6,
+        }
+    }
+}
+
+impl From<manx_policy::model::Family> for Family {
+    fn from(family: manx_policy::model::Family) -> Self {
+        match family {
+            manx_policy::model::Family::Ipv4 => Self::Ipv4,
+            manx_policy::model::Family::Ipv6 => Self::Ipv6,
+        }
     }
 }
 

@@ -140,12 +140,3 @@ impl PolicyKernel {
         }
     }
 }
-
-impl From<PolicyFamily> for Family {
-    fn from(family: PolicyFamily) -> Self {
-        match family {
-            PolicyFamily::Ipv4 => Family::Ipv4,
-            PolicyFamily::Ipv6 => Family::Ipv6,
-        }
-    }
-}

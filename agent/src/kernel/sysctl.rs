@@ -45,7 +45,9 @@ fn path(name: &str) -> PathBuf {
 fn error(name: &str, e: io::Error) -> SysctlError {
     match e.kind() {
         io::ErrorKind::NotFound => SysctlError::Missing(name.to_owned()),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => SysctlError::Denied(name.to_owned()),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            SysctlError::Denied(name.to_owned())
+        }
         _ => SysctlError::Io(name.to_owned(), e),
     }
 }

@@ -16,6 +16,11 @@ use crate::types::{Family, Prefix};
 use crate::wire::message::Capability;
 
 impl Speaker {
+    /// Prefixes in the Loc-RIB, both families.
+    pub fn prefixes(&self) -> usize {
+        Family::ALL.into_iter().map(|family| self.rib.prefixes(family)).sum()
+    }
+
     /// All peers, by name.
     pub fn peers(&self, now: Instant) -> Vec<PeerView> {
         self.by_name

@@ -123,6 +123,12 @@ impl Snapshot {
         self.addresses.iter().map(|(net, _)| *net).collect()
     }
 
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.links.values().map(|l| l.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
     pub(super) fn mtu_of(&self, addresses: &[IpAddr]) -> Option<u32> {
         let holding = self.addresses.iter().filter(|(net, _)| addresses.contains(&net.ip()));
         holding.filter_map(|(_, link)| self.links.get(link)).map(|l| l.mtu).min()

@@ -1,0 +1,75 @@
+//! What the run loop knows and the API shows: the one place where the two meet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::api::bgp::PeerInfo;
+use crate::policy_worker;
+use crate::view::{EpochSeconds, StatusProblem};
+
+/// The loop's facts, written by it alone.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Everything has been read once.
+    pub in_sync: bool,
+    /// Something in the source is unreadable, so that an older version is in force.
+    pub stale: bool,
+    /// What is wrong with the source.
+    pub source_problems: Vec<StatusProblem>,
+    /// What is wrong with the configuration of BGP, or unsupported in it.
+    pub bgp_problems: Vec<StatusProblem>,
+    /// Our AS, once known.
+    pub asn: Option<u32>,
+    /// Our BGP identifier, once known.
+    pub router_id: Option<String>,
+    /// Where we listen, and why it does not work.
+    pub listeners: BTreeMap<SocketAddr, Option<String>>,
+    /// What we originate.
+    pub originated: Vec<String>,
+    /// Configured peers.
+    pub peers: BTreeMap<String, PeerInfo>,
+    /// A predecessor's routes are kept until its peers have told all.
+    pub restarting: bool,
+    /// The policy thread's own.
+    pub policy: policy_worker::Kernel,
+    /// Policies known, of all kinds.
+    pub policies: u64,
+    /// Ranges of pod addresses.
+    pub pod_cidrs: Vec<String>,
+    /// Path of the conflist that was written.
+    pub conflist: Option<String>,
+    /// Why pods cannot be attached; `None`: they can.
+    pub cni_blocked: Option<String>,
+    /// Attachments held.
+    pub attachments: u64,
+    /// Settings of the namespace that cost something, failed kernel work.
+    pub kernel_problems: Vec<StatusProblem>,
+}
+
+/// Shared between the loop and the API.
+#[derive(Clone, Debug, Default)]
+pub struct SharedFacts(Arc<Mutex<Facts>>);
+
+impl SharedFacts {
+    /// Changes or reads facts. Short: the API waits meanwhile.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Facts) -> R) -> R {
+        let mut facts: MutexGuard<'_, Facts> = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut facts)
+    }
+
+    /// A copy of all.
+    pub fn get(&self) -> Facts {
+        self.with(|f| f.clone())
+    }
+}
+
+/// Seconds since the epoch, now.
+pub fn epoch_now() -> EpochSeconds {
+    epoch(std::time::SystemTime::now())
+}
+
+/// Seconds since the epoch; 0 for a clock before it.
+pub fn epoch(at: std::time::SystemTime) -> EpochSeconds {
+    at.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,405 @@
+//! HTTP over the unix sockets: paths, queries and status codes. Asks each room for its own view and joins them.
+
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use ipnetwork::IpNetwork;
+use manx_bgp::net::BgpHandle;
+use manx_bgp::speaker::RouteQuery;
+use manx_bgp::types::Prefix;
+use manx_cni::store::Store;
+use serde::Deserialize;
+
+use super::bgp::{self, Context, PeerInfo};
+use super::facts::{Facts, SharedFacts, epoch, epoch_now};
+use super::pods;
+use crate::kernel::Family;
+use crate::kernel::fib::{FibHandle, RouteState};
+use crate::kernel::link::LinksHandle;
+use crate::policy_worker::PolicyHandle;
+use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
+
+/// What the API reads.
+pub struct Api {
+    /// This node.
+    pub node: String,
+    /// When the agent started.
+    pub started: EpochSeconds,
+    /// Where the manifests are.
+    pub source: String,
+    /// What the run loop knows.
+    pub facts: SharedFacts,
+    /// The speaker, once it runs; never set where BGP is not enabled.
+    pub bgp: OnceLock<BgpHandle>,
+    /// BGP is enabled.
+    pub bgp_enabled: bool,
+    /// The policy thread, where policy is enabled.
+    pub policy: Option<PolicyHandle>,
+    /// The FIB writer, where routes are written.
+    pub fib: Option<FibHandle>,
+    /// The kernel's links and other owners' routes.
+    pub links: LinksHandle,
+    /// Attachments, where CNI is enabled.
+    pub store: Option<Store>,
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// An error as it goes out.
+struct Refusal(ApiError);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+fn refuse(code: ErrorCode, message: impl Into<String>) -> Refusal {
+    Refusal(ApiError::new(code, message))
+}
+
+/// The paths that only read: all of them so far, on both sockets.
+pub fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route(paths::STATUS, get(status))
+        .route(paths::PEERS, get(peers))
+        .route(&format!("{}/{{peer}}", paths::PEERS), get(peer))
+        .route(paths::ROUTES, get(routes))
+        .route(paths::ROUTE_GET, get(route_get))
+        .route(paths::ROUTE_WHY, get(route_why))
+        .route(paths::POLICY_FOR, get(policy_for))
+        .route(paths::IPAM, get(ipam))
+        .route(paths::PODS, get(pod_list))
+        .fallback(|| async { refuse(ErrorCode::NotFound, "no such path: is manxctl newer than the agent?") })
+        .with_state(api)
+}
+
+impl Api {
+    fn bgp(&self) -> Result<&BgpHandle, Refusal> {
+        if !self.bgp_enabled {
+            return Err(refuse(ErrorCode::Unavailable, "BGP is not enabled on this node (--enable)"));
+        }
+        self.bgp.get().ok_or_else(|| {
+            refuse(ErrorCode::Unavailable, "the speaker waits for its source: see `manxctl status`")
+        })
+    }
+
+    fn policy(&self) -> Result<&PolicyHandle, Refusal> {
+        self.policy
+            .as_ref()
+            .ok_or_else(|| refuse(ErrorCode::Unavailable, "policy is not enabled on this node (--enable)"))
+    }
+
+    /// Where a selected prefix stands in the kernel, and why it is not there.
+    fn fib_state(&self, prefix: IpNetwork) -> (FibState, Option<String>) {
+        let Some(fib) = &self.fib else {
+            return (FibState::Missing, Some("this agent writes no routes (--no-fib)".to_owned()));
+        };
+        match fib.state(prefix) {
+            RouteState::Installed | RouteState::Inherited => (FibState::Installed, None),
+            RouteState::Pending => (FibState::Missing, Some("on its way into the kernel".to_owned())),
+            RouteState::Removing => (FibState::Missing, Some("on its way out of the kernel".to_owned())),
+            RouteState::Missing { reason, attempts } => {
+                (FibState::Missing, Some(format!("{reason} ({attempts} attempts)")))
+            }
+            RouteState::Unknown => (FibState::Missing, Some("its next hop does not resolve".to_owned())),
+        }
+    }
+
+    fn with_context<R>(&self, f: impl FnOnce(&Context<'_>) -> R) -> R {
+        let fib = |prefix| self.fib_state(prefix);
+        f(&Context { node: &self.node, now: epoch_now(), fib: &fib })
+    }
+}
+
+fn gone<E>(_: E) -> Refusal {
+    refuse(ErrorCode::Unavailable, "the agent is stopping")
+}
+
+async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
+    let facts = api.facts.get();
+    let bgp = match api.bgp_enabled {
+        true => Some(bgp_status(&api, &facts).await?),
+        false => None,
+    };
+    let policy = match &api.policy {
+        Some(policy) => Some(policy_status(policy, &facts).await?),
+        None => None,
+    };
+    Ok(Json(view::Status {
+        node: api.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: Some(api.started),
+        source: view::SourceStatus {
+            kind: "manifests".to_owned(),
+            location: api.source.clone(),
+            in_sync: facts.in_sync,
+            stale: facts.stale,
+            errors: facts.source_problems.clone(),
+        },
+        bgp,
+        policy,
+        cni: api.store.as_ref().map(|_| view::CniStatus {
+            ready: facts.cni_blocked.is_none(),
+            reason: facts.cni_blocked.clone(),
+            conflist: facts.conflist.clone(),
+            pod_cidrs: facts.pod_cidrs.clone(),
+            attachments: Some(facts.attachments),
+        }),
+        kernel: kernel_status(&api, facts.kernel_problems),
+        ..Default::default()
+    }))
+}
+
+async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal> {
+    let deaf = facts.listeners.iter().filter_map(|(address, failed)| {
+        let reason = failed.as_ref().map(|reason| format!("cannot listen on {address}: {reason}"))?;
+        Some(view::StatusProblem { reason, ..Default::default() })
+    });
+    let mut status = view::BgpStatus {
+        asn: facts.asn,
+        router_id: facts.router_id.clone(),
+        listening: facts.listeners.iter().filter(|(_, f)| f.is_none()).map(|(a, _)| a.to_string()).collect(),
+        originated: facts.originated.clone(),
+        restarting: facts.restarting,
+        errors: facts.bgp_problems.iter().cloned().chain(deaf).collect(),
+        ..Default::default()
+    };
+    if let Some(handle) = api.bgp.get() {
+        let (peers, prefixes) =
+            handle.with(|speaker, now| (speaker.peers(now), speaker.prefixes())).await.map_err(gone)?;
+        let up = |name: &str| peers.iter().any(|p| p.name == name && p.state == "Established");
+        status.peers = Some(peers.len() as u64);
+        status.established = Some(peers.iter().filter(|p| p.state == "Established").count() as u64);
+        status.prefixes = Some(prefixes as u64);
+        status.required_down = facts
+            .peers
+            .iter()
+            .filter(|(name, info)| info.required && !up(name))
+            .map(|(n, _)| n.clone())
+            .collect();
+    }
+    Ok(status)
+}
+
+async fn policy_status(policy: &PolicyHandle, facts: &Facts) -> Result<view::PolicyStatus, Refusal> {
+    let (engine, kernel) = policy.query(|e, k| (e.status(), k.clone())).await.ok_or_else(|| gone(()))?;
+    let object = |p: &manx_policy::model::Problem| view::StatusProblem {
+        object: Some(p.object.clone()),
+        reason: if p.field.is_empty() { p.reason.clone() } else { format!("{}: {}", p.field, p.reason) },
+        ..Default::default()
+    };
+    let failed = kernel.error.map(|reason| view::StatusProblem { reason, ..Default::default() });
+    Ok(view::PolicyStatus {
+        backend: kernel.backend,
+        policies: Some(facts.policies),
+        endpoints: Some(engine.endpoints as u64),
+        endpoints_in_force: Some(engine.endpoints_in_force as u64),
+        last_applied: kernel.last_applied.map(|(at, _)| epoch(at)),
+        pending: kernel.pending,
+        errors: failed.into_iter().chain(engine.problems.iter().map(object)).collect(),
+    })
+}
+
+fn kernel_status(api: &Api, errors: Vec<view::StatusProblem>) -> view::KernelStatus {
+    let Some(fib) = &api.fib else {
+        return view::KernelStatus { errors, ..Default::default() };
+    };
+    let stats = fib.stats();
+    let installed: usize = Family::BOTH.into_iter().map(|f| stats.installed(f)).sum();
+    let refused = stats.last_refusal.clone().filter(|_| stats.missing > 0);
+    let failed = refused.into_iter().chain(stats.last_error.clone());
+    view::KernelStatus {
+        routes_wanted: Some((installed + stats.missing) as u64),
+        routes_installed: Some(installed as u64),
+        repairs: Some(stats.repairs),
+        errors: errors
+            .into_iter()
+            .chain(failed.map(|reason| view::StatusProblem { reason, ..Default::default() }))
+            .collect(),
+    }
+}
+
+async fn peers(State(api): State<Arc<Api>>) -> Answer<view::PeerList> {
+    let facts = api.facts.get();
+    let mut peers = api.bgp()?.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
+    peers.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
+    let items = api.with_context(|cx| {
+        peers
+            .iter()
+            .map(|p| bgp::peer_row(p, facts.peers.get(&p.name).unwrap_or(&PeerInfo::default()), cx))
+            .collect()
+    });
+    Ok(Json(view::PeerList { items, ..Default::default() }))
+}
+
+async fn peer(State(api): State<Arc<Api>>, Path(which): Path<String>) -> Answer<view::Peer> {
+    let facts = api.facts.get();
+    let peers = api.bgp()?.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
+    let name = peer_name(&peers, &which)?;
+    let found = peers.iter().find(|p| p.name == name).ok_or_else(|| no_such_peer(&which))?;
+    let info = facts.peers.get(&name).cloned().unwrap_or_default();
+    Ok(Json(api.with_context(|cx| bgp::peer(found, &info, cx))))
+}
+
+/// A peer by its name or by its address.
+fn peer_name(peers: &[manx_bgp::speaker::PeerView], which: &str) -> Result<String, Refusal> {
+    let address: Option<IpAddr> = which.parse().ok();
+    let by_name = peers.iter().find(|p| p.name == which);
+    let found = by_name.or_else(|| peers.iter().find(|p| Some(p.address) == address));
+    found.map(|p| p.name.clone()).ok_or_else(|| no_such_peer(which))
+}
+
+fn no_such_peer(which: &str) -> Refusal {
+    refuse(ErrorCode::NotFound, format!("no peer of this node is called {which} or has that address"))
+}
+
+#[derive(Deserialize)]
+struct RoutesQuery {
+    #[serde(default)]
+    table: Table,
+    peer: Option<String>,
+    #[serde(default)]
+    rejected: bool,
+    #[serde(default)]
+    best: bool,
+}
+
+#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Table {
+    #[default]
+    Loc,
+    In,
+    Out,
+}
+
+async fn routes(State(api): State<Arc<Api>>, Query(query): Query<RoutesQuery>) -> Answer<view::RouteList> {
+    let handle = api.bgp()?;
+    let rib = match (query.table, &query.peer) {
+        (Table::Loc, _) => RouteQuery::LocRib,
+        (_, None) => {
+            return Err(refuse(ErrorCode::BadRequest, "tables in and out are those of a peer: name one"));
+        }
+        (table, Some(which)) => {
+            let peers = handle.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
+            let name = peer_name(&peers, which)?;
+            if table == Table::In { RouteQuery::AdjRibIn(name) } else { RouteQuery::AdjRibOut(name) }
+        }
+    };
+    let paths = handle.with(move |speaker, _| speaker.routes(&rib)).await.map_err(gone)?;
+    let wanted = paths.iter().filter(|p| (!query.rejected || p.filtered) && (!query.best || p.best));
+    let items = api.with_context(|cx| {
+        wanted
+            .map(|p| if query.table == Table::Out { bgp::advertised(p) } else { bgp::route(p, cx) })
+            .collect()
+    });
+    Ok(Json(view::RouteList { items, ..Default::default() }))
+}
+
+#[derive(Deserialize)]
+struct IpQuery {
+    ip: String,
+}
+
+async fn route_get(State(api): State<Arc<Api>>, Query(query): Query<IpQuery>) -> Answer<view::RouteLookup> {
+    let ip: IpAddr = query
+        .ip
+        .parse()
+        .map_err(|_| refuse(ErrorCode::BadRequest, format!("{}: not an IP address", query.ip)))?;
+    let links = api.links.clone();
+    let found = tokio::task::spawn_blocking(move || links.lookup(ip))
+        .await
+        .map_err(gone)?
+        .map_err(|e| refuse(ErrorCode::Unavailable, e.to_string()))?;
+    let mut lookup = view::RouteLookup { ip: ip.to_string(), ..Default::default() };
+    let Some(found) = found else { return Ok(Json(lookup)) };
+    lookup.prefix = found.prefix.map(|p| p.to_string());
+    lookup.next_hops = found.gateways.iter().map(ToString::to_string).collect();
+    lookup.interfaces = found.interfaces;
+    lookup.owner = Some(found.owner);
+    if let (Some(handle), Some(prefix)) = (api.bgp.get(), found.prefix) {
+        let why = handle.with(move |speaker, _| speaker.explain(Prefix::from(prefix))).await.map_err(gone)?;
+        let best = why.paths.iter().find(|p| p.best);
+        lookup.route = best.map(|p| api.with_context(|cx| bgp::route(p, cx)));
+    }
+    Ok(Json(lookup))
+}
+
+#[derive(Deserialize)]
+struct PrefixQuery {
+    prefix: String,
+}
+
+async fn route_why(
+    State(api): State<Arc<Api>>,
+    Query(query): Query<PrefixQuery>,
+) -> Answer<view::RouteExplanation> {
+    let prefix: Prefix = query.prefix.parse().map_err(|_| {
+        refuse(ErrorCode::BadRequest, format!("{}: not a prefix such as 10.0.0.0/24", query.prefix))
+    })?;
+    let why = api.bgp()?.with(move |speaker, _| speaker.explain(prefix)).await.map_err(gone)?;
+    Ok(Json(api.with_context(|cx| bgp::explanation(&why, cx))))
+}
+
+#[derive(Deserialize)]
+struct TargetQuery {
+    target: String,
+}
+
+/// A pod by NAMESPACE/NAME or by address, or all pods of a namespace.
+async fn policy_for(
+    State(api): State<Arc<Api>>,
+    Query(query): Query<TargetQuery>,
+) -> Result<Response, Refusal> {
+    let target = query.target;
+    let answer = api
+        .policy()?
+        .query(move |engine, _| pods::policy_for(engine, &target))
+        .await
+        .ok_or_else(|| gone(()))?;
+    match answer {
+        Ok(pods::PolicyFor::Pod(pod)) => Ok(Json(*pod).into_response()),
+        Ok(pods::PolicyFor::Namespace(list)) => Ok(Json(list).into_response()),
+        Err(message) => Err(refuse(ErrorCode::NotFound, message)),
+    }
+}
+
+async fn ipam(State(api): State<Arc<Api>>) -> Answer<view::Ipam> {
+    let store = api.store.clone().ok_or_else(cni_off)?;
+    let cidrs = api.facts.get().pod_cidrs;
+    let now = epoch_now();
+    let ipam = tokio::task::spawn_blocking(move || pods::ipam(&store, &cidrs, now))
+        .await
+        .map_err(gone)?
+        .map_err(|e| refuse(ErrorCode::Unavailable, e.to_string()))?;
+    Ok(Json(ipam))
+}
+
+async fn pod_list(State(api): State<Arc<Api>>) -> Answer<view::PodList> {
+    let store = api.store.clone().ok_or_else(cni_off)?;
+    let attachments = tokio::task::spawn_blocking(move || store.attachments())
+        .await
+        .map_err(gone)?
+        .map_err(|e| refuse(ErrorCode::Unavailable, e.to_string()))?;
+    let node = api.node.clone();
+    let list = match &api.policy {
+        Some(policy) => policy
+            .query(move |engine, _| pods::list(&attachments, &node, Some(engine)))
+            .await
+            .ok_or_else(|| gone(()))?,
+        None => pods::list(&attachments, &node, None),
+    };
+    Ok(Json(list))
+}
+
+fn cni_off() -> Refusal {
+    refuse(ErrorCode::Unavailable, "CNI is not enabled on this node (--enable)")
+}

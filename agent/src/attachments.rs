@@ -1,0 +1,100 @@
+//! Which pods are attached to this node: the plugin's store, followed.
+//!
+//! The directory is the truth, before, during and after the agent's own life: a DEL that came while no agent ran is seen
+//! at the next start. Every look compares all of it with what the engine was told last; a node has some hundred pods, and
+//! reading their entries takes well under a millisecond.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use manx_cni::store::{Attachment, Store};
+use manx_policy::model::{Endpoint, EndpointId, PodRef, Update};
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::Notify;
+
+use crate::api::facts::SharedFacts;
+use crate::delta::{Change, changes};
+use crate::policy_worker::PolicyHandle;
+
+/// A look without being told to: for the event that the kernel dropped.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+
+/// Tells the policy thread of attachments that come and go, until the store cannot be watched any more. `look` asks for
+/// a look now.
+///
+/// # Errors
+/// The directory can't be watched.
+pub async fn follow(
+    store: Store,
+    policy: Option<PolicyHandle>,
+    facts: SharedFacts,
+    look: Arc<Notify>,
+) -> anyhow::Result<()> {
+    let dir = store.watch_dir();
+    let wake = look.clone();
+    let changed = move |event: notify::Result<notify::Event>| {
+        // Our own reading is an access, and no news.
+        if !event.is_ok_and(|e| e.kind.is_access()) {
+            wake.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(changed)
+        .with_context(|| format!("cannot watch {}: raise fs.inotify.max_user_instances", dir.display()))?;
+    watcher
+        .watch(&dir, RecursiveMode::NonRecursive)
+        .with_context(|| format!("cannot watch {}: raise fs.inotify.max_user_watches", dir.display()))?;
+    let mut known = BTreeMap::new();
+    loop {
+        match read(&store) {
+            Ok(now) => {
+                let updates = difference(&known, &now);
+                facts.with(|f| f.attachments = now.len() as u64);
+                if let Some(policy) = &policy {
+                    policy.update(updates);
+                }
+                known = now;
+            }
+            // What is known stays; the pods that it speaks of keep their rules.
+            Err(e) => tracing::warn!(error = %e, "attachments cannot be read"),
+        }
+        // A timeout is as good a reason to look as a word.
+        let _ = tokio::time::timeout(AT_LEAST_EVERY, look.notified()).await;
+    }
+}
+
+type Endpoints = BTreeMap<EndpointId, Endpoint>;
+
+/// All attachments, as the policy engine knows them.
+///
+/// # Errors
+/// The store's.
+pub fn read(store: &Store) -> Result<Endpoints, manx_cni::store::StoreError> {
+    Ok(store.attachments()?.iter().map(endpoint).map(|e| (e.id.clone(), e)).collect())
+}
+
+/// The updates that lead from one set of attachments to another; from none, for a start.
+pub fn difference(known: &Endpoints, now: &Endpoints) -> Vec<Update> {
+    changes(known, now)
+        .map(|change| match change {
+            Change::Set(_, endpoint) => Update::SetEndpoint(endpoint.clone()),
+            Change::Remove(id) => Update::RemoveEndpoint(id.clone()),
+        })
+        .collect()
+}
+
+/// podman gives a name and no namespace, which then counts as `default`.
+fn endpoint(attachment: &Attachment) -> Endpoint {
+    let pod = attachment.pod.as_ref().map(|name| PodRef {
+        namespace: attachment.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: name.clone(),
+        uid: attachment.uid.clone(),
+    });
+    Endpoint {
+        id: EndpointId { container_id: attachment.container_id.clone(), ifname: attachment.ifname.clone() },
+        interface: attachment.interface.clone(),
+        pod,
+        addresses: attachment.ips.iter().copied().collect(),
+    }
+}

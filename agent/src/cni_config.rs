@@ -1,0 +1,88 @@
+//! What the container runtime and the plugin read: node.json in the run directory, the conflist in the runtime's.
+//!
+//! Order matters: node.json comes first and only once no pod interface is open by omission; the conflist comes last,
+//! since it is what makes the runtime call the plugin. Both appear whole, by rename within their directory.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use manx_cni::conflist;
+use manx_cni::node::NodeConfig;
+
+use crate::desired::NodeIntent;
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct CniConfig {
+    /// Run directory of this agent.
+    pub run_dir: PathBuf,
+    /// Where the runtime looks for network configurations.
+    pub conf_dir: PathBuf,
+    /// Where the runtime looks for plugins.
+    pub bin_dir: PathBuf,
+    /// Name of this node.
+    pub node_name: String,
+    /// First letters of the host ends of pods.
+    pub interface_prefix: String,
+}
+
+impl CniConfig {
+    /// Tells the plugin what pods get.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_node(&self, intent: &NodeIntent) -> anyhow::Result<()> {
+        let config = NodeConfig {
+            node_name: self.node_name.clone(),
+            pod_cidrs: intent.pod_cidrs.clone(),
+            mtu: intent.mtu,
+            interface_prefix: self.interface_prefix.clone(),
+            ..NodeConfig::default()
+        };
+        config.write(&self.run_dir).context("cannot tell the CNI plugin about this node")
+    }
+
+    /// Tells the runtime about the plugin; returns the path. A file that says the same already is left alone, since
+    /// runtimes reload on every change.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_conflist(&self) -> anyhow::Result<PathBuf> {
+        let text = conflist::conflist(&self.run_dir, &self.bin_dir);
+        let path = self.conf_dir.join(conflist::FILE_NAME);
+        if fs::read(&path).is_ok_and(|have| have == text.as_bytes()) {
+            return Ok(path);
+        }
+        fs::create_dir_all(&self.conf_dir)
+            .with_context(|| format!("cannot make {}", self.conf_dir.display()))?;
+        replace(&path, text.as_bytes())?;
+        Ok(path)
+    }
+
+    /// Another network's configuration that the runtime prefers, because its name sorts before ours.
+    pub fn overshadowed_by(&self) -> Option<PathBuf> {
+        let mut names: Vec<PathBuf> =
+            fs::read_dir(&self.conf_dir).ok()?.filter_map(|e| e.ok().map(|e| e.path())).collect();
+        names.sort();
+        let configuration = |p: &Path| {
+            p.extension().and_then(|e| e.to_str()).is_some_and(|e| ["conf", "conflist", "json"].contains(&e))
+        };
+        let first = names.into_iter().find(|p| configuration(p))?;
+        (first.file_name()? != conflist::FILE_NAME).then_some(first)
+    }
+}
+
+/// A half-written file that sorts first would make the node NotReady, and a rename from another directory is not noticed
+/// by everyone: written under a name that nobody reads, in the same directory, then renamed.
+fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let hidden = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&hidden)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&hidden, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

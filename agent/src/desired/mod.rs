@@ -1,0 +1,229 @@
+//! From cluster objects to what this node should be doing: the speaker, its peers, the prefixes it originates, the
+//! addresses that pods get.
+//!
+//! Pure. Objects come in one at a time and in any order; the intents depend on the objects that are there, never on
+//! the order. Pods, namespaces and policies are only passed on: the policy engine keeps a state of its own.
+//!
+//! ```text
+//! Update -> Desired -+-> bgp(local addresses)  -> BgpIntent
+//!                    +-> node(uplink MTU)      -> NodeIntent
+//! Update -> policy::update                      -> manx_policy::Update
+//! ```
+
+mod peers;
+pub mod policy;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use manx_bgp::speaker::PeerConfig;
+use manx_bgp::types::{Asn, Prefix, RouterId};
+use sha2::{Digest, Sha256};
+
+use crate::api::bgp::PeerInfo;
+use crate::config::{BgpConfiguration, BgpPeer, NetworkConfiguration};
+use crate::source::{Kind, Node, Object, ObjectKey, Secret};
+use crate::view::StatusProblem;
+
+/// MTU of pod interfaces while no uplink is known: what Ethernet carries.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The cluster's objects, as far as routing and addresses depend on them.
+#[derive(Debug)]
+pub struct Desired {
+    node_name: String,
+    secrets_namespace: String,
+    nodes: BTreeMap<String, Node>,
+    peers: BTreeMap<String, BgpPeer>,
+    filters: BTreeMap<String, Arc<manx_bgp::filter::Filter>>,
+    secrets: BTreeMap<String, Secret>,
+    bgp: BgpConfiguration,
+    network: NetworkConfiguration,
+}
+
+/// What the speaker should be and do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BgpIntent {
+    /// The speaker; `None`: the source holds no Node object of this node, so that there is nothing to say.
+    pub speaker: Option<SpeakerIntent>,
+    /// Its peers, by name.
+    pub peers: BTreeMap<String, PeerIntent>,
+    /// Prefixes that this node originates, each backed by a blackhole route.
+    pub originate: BTreeSet<Prefix>,
+    /// Where to listen.
+    pub listen: BTreeSet<SocketAddr>,
+    /// The node's own addresses: prefixes that cover one of them are not let in by default.
+    pub addresses: Vec<IpAddr>,
+    /// What is wrong with the objects that this came from.
+    pub problems: Vec<StatusProblem>,
+}
+
+/// What the speaker itself should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeakerIntent {
+    /// AS of this node.
+    pub asn: Asn,
+    /// BGP identifier.
+    pub router_id: RouterId,
+    /// Reflection cluster.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// At most so many equal paths.
+    pub max_paths: usize,
+    /// Equal across neighbour ASes.
+    pub as_path_relax: bool,
+    /// Restart time to advertise; `None`: no graceful restart.
+    pub graceful_restart: Option<Duration>,
+}
+
+/// A peer and what the views say of its configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerIntent {
+    /// For the speaker.
+    pub config: PeerConfig,
+    /// For people.
+    pub info: PeerInfo,
+}
+
+/// What the CNI plugin should give to pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIntent {
+    /// Ranges of this node's pod addresses.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// MTU of pod interfaces, bytes.
+    pub mtu: u32,
+}
+
+impl Desired {
+    /// Nothing known yet.
+    pub fn new(node_name: impl Into<String>, secrets_namespace: impl Into<String>) -> Self {
+        Desired {
+            node_name: node_name.into(),
+            secrets_namespace: secrets_namespace.into(),
+            nodes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            filters: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            bgp: BgpConfiguration::default(),
+            network: NetworkConfiguration::default(),
+        }
+    }
+
+    /// Takes in an object. Kinds that matter to others only are ignored.
+    pub fn set(&mut self, object: &Object) {
+        match object {
+            Object::Node(o) => drop(self.nodes.insert(o.name.clone(), o.clone())),
+            Object::Secret(o) if o.namespace == self.secrets_namespace => {
+                self.secrets.insert(o.name.clone(), o.clone());
+            }
+            Object::BgpPeer(o) => drop(self.peers.insert(o.name.clone(), (**o).clone())),
+            Object::BgpFilter(o) => {
+                // An equal filter keeps its identity, and with it its counters.
+                if self.filters.get(&o.name).is_none_or(|have| **have != o.filter) {
+                    self.filters.insert(o.name.clone(), Arc::new(o.filter.clone()));
+                }
+            }
+            Object::BgpConfiguration(o) => self.bgp = o.clone(),
+            Object::NetworkConfiguration(o) => self.network = o.clone(),
+            _ => {}
+        }
+    }
+
+    /// Forgets an object.
+    pub fn remove(&mut self, key: &ObjectKey) {
+        match key.kind {
+            Kind::Node => drop(self.nodes.remove(&key.name)),
+            Kind::Secret if key.namespace == self.secrets_namespace => drop(self.secrets.remove(&key.name)),
+            Kind::BgpPeer => drop(self.peers.remove(&key.name)),
+            Kind::BgpFilter => drop(self.filters.remove(&key.name)),
+            Kind::BgpConfiguration => self.bgp = BgpConfiguration::default(),
+            Kind::NetworkConfiguration => self.network = NetworkConfiguration::default(),
+            _ => {}
+        }
+    }
+
+    /// This node's object.
+    pub fn this_node(&self) -> Option<&Node> {
+        self.nodes.get(&self.node_name)
+    }
+
+    /// What the speaker should be, given the addresses with their subnets that the kernel has on this node's interfaces.
+    pub fn bgp(&self, local: &[IpNetwork]) -> BgpIntent {
+        let Some(node) = self.this_node() else {
+            return BgpIntent { problems: vec![self.no_node()], ..BgpIntent::default() };
+        };
+        let mut problems = self.unsupported();
+        let (peers, peer_problems) = peers::peers(self, node, local);
+        problems.extend(peer_problems);
+        let listen = node.internal_ips.iter().map(|ip| SocketAddr::new(*ip, self.bgp.listen_port)).collect();
+        BgpIntent {
+            speaker: Some(SpeakerIntent {
+                asn: self.asn_of(node),
+                router_id: router_id_of(node),
+                cluster_id: node.annotations.cluster_id,
+                max_paths: self.bgp.multipath.max_paths,
+                as_path_relax: self.bgp.multipath.as_path_relax,
+                graceful_restart: self.bgp.graceful_restart,
+            }),
+            peers,
+            originate: node.pod_cidrs.iter().copied().map(Prefix::from).collect(),
+            listen,
+            addresses: local.iter().map(|net| net.ip()).collect(),
+            problems,
+        }
+    }
+
+    /// What pods get; `None`: this node has no pod CIDR (yet).
+    pub fn node(&self, uplink_mtu: Option<u32>) -> Option<NodeIntent> {
+        let node = self.this_node().filter(|n| !n.pod_cidrs.is_empty())?;
+        let mtu = self.network.mtu.or(uplink_mtu).unwrap_or(DEFAULT_MTU);
+        Some(NodeIntent { pod_cidrs: node.pod_cidrs.clone(), mtu })
+    }
+
+    fn asn_of(&self, node: &Node) -> Asn {
+        node.annotations.asn.unwrap_or(self.bgp.asn)
+    }
+
+    fn no_node(&self) -> StatusProblem {
+        StatusProblem {
+            object: Some(format!("Node {}", self.node_name)),
+            reason: "there is no such object in the source: no pod CIDR, no AS, no address; add it, or mend --node-name"
+                .to_owned(),
+            ..StatusProblem::default()
+        }
+    }
+
+    /// Settings that are read but not acted on, of the objects that concern this node.
+    fn unsupported(&self) -> Vec<StatusProblem> {
+        let bgp = self.bgp.unsupported().into_iter().map(|issue| ("BGPConfiguration default", issue));
+        let network =
+            self.network.unsupported().into_iter().map(|issue| ("NetworkConfiguration default", issue));
+        bgp.chain(network)
+            .map(|(object, issue)| StatusProblem {
+                object: Some(object.to_owned()),
+                reason: format!("{}: {}", issue.path, issue.reason),
+                ..StatusProblem::default()
+            })
+            .collect()
+    }
+}
+
+/// The annotation, else the IPv4 InternalIP, else a hash of the node's name.
+fn router_id_of(node: &Node) -> RouterId {
+    let ipv4 = node.internal_ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(ip) => RouterId::new(*ip),
+        IpAddr::V6(_) => None,
+    });
+    node.annotations.router_id.or(ipv4).unwrap_or_else(|| hashed_router_id(&node.name))
+}
+
+fn hashed_router_id(name: &str) -> RouterId {
+    let hash = Sha256::digest(name.as_bytes());
+    // The lowest bit is set, so that it is never 0 (RFC 6286).
+    RouterId::new(Ipv4Addr::new(hash[0], hash[1], hash[2], hash[3] | 1)).expect("not zero")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Which peers this node has: the BGPPeer objects that select it, or the mesh of all nodes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use manx_bgp::filter::Filter;
+use manx_bgp::speaker::{PeerConfig, RemoteAs, Secret};
+use manx_bgp::types::Family;
+
+use super::{Desired, PeerIntent, router_id_of};
+use crate::api::bgp::PeerInfo;
+use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
+use crate::source::Node;
+use crate::view::{PeerSettings, StatusProblem};
+
+/// The peers of `node`, and what is wrong with those that it cannot have.
+pub(super) fn peers(
+    desired: &Desired,
+    node: &Node,
+    local: &[IpNetwork],
+) -> (BTreeMap<String, PeerIntent>, Vec<StatusProblem>) {
+    let mut peers = BTreeMap::new();
+    let mut problems = Vec::new();
+    for peer in desired.peers.values().filter(|p| selects(p, node)) {
+        problems.extend(peer.unsupported().into_iter().map(|issue| StatusProblem {
+            object: Some(format!("BGPPeer {}", peer.name)),
+            reason: format!("{}: {}", issue.path, issue.reason),
+            ..StatusProblem::default()
+        }));
+        // The other targets are among the unsupported settings above.
+        if let PeerTarget::Address(address) = peer.target {
+            peers.insert(peer.name.clone(), declared(desired, peer, address, node, local));
+        }
+    }
+    let mesh = match desired.bgp.mesh {
+        Mesh::On => true,
+        Mesh::Off => false,
+        Mesh::Auto => desired.peers.is_empty(),
+    };
+    if mesh {
+        for other in desired.nodes.values().filter(|n| n.name != node.name) {
+            peers.extend(mesh_peers(desired, node, other, local));
+        }
+    }
+    (peers, problems)
+}
+
+fn selects(peer: &BgpPeer, node: &Node) -> bool {
+    peer.node_selector.as_ref().is_none_or(|s| s.matches(&node.labels))
+}
+
+/// A peer by its BGPPeer object.
+fn declared(
+    desired: &Desired,
+    peer: &BgpPeer,
+    address: IpAddr,
+    node: &Node,
+    local: &[IpNetwork],
+) -> PeerIntent {
+    let mut blocked = Vec::new();
+    let password = peer.password.as_ref().and_then(|key| match secret(desired, key) {
+        Ok(password) => Some(password),
+        Err(reason) => {
+            blocked.push(reason);
+            None
+        }
+    });
+    let import = filters(desired, &peer.import_filters, &mut blocked);
+    let export = filters(desired, &peer.export_filters, &mut blocked);
+    let config = PeerConfig {
+        port: peer.port,
+        local_as: peer.local_as,
+        hold_time: peer.hold_time,
+        keepalive: peer.keepalive,
+        connect_retry: peer.connect_retry,
+        passive: peer.passive,
+        source: match peer.source_address {
+            SourceAddress::NodeIp => node_source(node, address, local),
+            SourceAddress::Kernel => None,
+            SourceAddress::Address(source) => Some(source),
+        },
+        ebgp_multihop: peer.ebgp_multihop,
+        ttl_security: peer.ttl_security,
+        families: peer.families.clone(),
+        next_hop: peer.next_hop,
+        allow_as_in: peer.allow_as_in,
+        as_override: peer.as_override,
+        route_reflector_client: peer.route_reflector_client,
+        password,
+        max_prefixes: Some(peer.max_prefixes),
+        import,
+        export,
+        shutdown: peer.shutdown.clone(),
+        graceful_restart: desired.bgp.graceful_restart.is_some(),
+        admin_blocked: (!blocked.is_empty()).then(|| blocked.join("; ")),
+        ..PeerConfig::new(peer.name.clone(), address, peer.remote_as)
+    };
+    let unsupported = peer.unsupported().into_iter().map(|i| format!("{}: {}", i.path, i.reason)).collect();
+    let info = PeerInfo { required: peer.required, settings: settings(&config), unsupported };
+    PeerIntent { config, info }
+}
+
+/// One session to another node, over the first family in which both have an address; it carries both families where
+/// both nodes have both. The node with the lower BGP identifier waits for the other to dial, so that no two
+/// connections ever cross.
+fn mesh_peers(
+    desired: &Desired,
+    node: &Node,
+    other: &Node,
+    local: &[IpNetwork],
+) -> Option<(String, PeerIntent)> {
+    let family = |n: &Node, v4: bool| n.internal_ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
+    let both = |v4: bool| family(node, v4).is_some() && family(other, v4).is_some();
+    let address = [true, false].into_iter().filter(|v4| both(*v4)).find_map(|v4| family(other, v4))?;
+    let families = [(Family::Ipv4Unicast, true), (Family::Ipv6Unicast, false)];
+    let config = PeerConfig {
+        port: desired.bgp.listen_port,
+        passive: router_id_of(node) < router_id_of(other),
+        source: node_source(node, address, local),
+        families: families.into_iter().filter(|(_, v4)| both(*v4)).map(|(f, _)| f).collect(),
+        // Nodes of different ASes need not share a subnet.
+        ebgp_multihop: (desired.asn_of(node) != desired.asn_of(other)).then_some(64),
+        graceful_restart: desired.bgp.graceful_restart.is_some(),
+        ..PeerConfig::new(other.name.clone(), address, RemoteAs::Asn(desired.asn_of(other)))
+    };
+    let info = PeerInfo { required: false, settings: settings(&config), unsupported: Vec::new() };
+    Some((other.name.clone(), PeerIntent { config, info }))
+}
+
+/// The node's own address to dial from: the one on the peer's subnet where there is one, else the first of the family.
+/// Only addresses that the kernel really has can be bound.
+fn node_source(node: &Node, peer: IpAddr, local: &[IpNetwork]) -> Option<IpAddr> {
+    let present = |ip: &IpAddr| local.iter().any(|net| net.ip() == *ip);
+    let mut candidates = node
+        .internal_ips
+        .iter()
+        .copied()
+        .filter(|ip| ip.is_ipv4() == peer.is_ipv4() && present(ip))
+        .peekable();
+    let first = candidates.peek().copied();
+    let on_subnet = |ip: &IpAddr| local.iter().any(|net| net.ip() == *ip && net.contains(peer));
+    candidates.find(on_subnet).or(first)
+}
+
+fn secret(desired: &Desired, key: &SecretKeyRef) -> Result<Secret, String> {
+    let place = || format!("Secret {}/{}", desired.secrets_namespace, key.name);
+    let secret = desired
+        .secrets
+        .get(&key.name)
+        .ok_or_else(|| format!("{} does not exist: the session stays down without its password", place()))?;
+    let value = secret.data.get(&key.key).ok_or_else(|| format!("{} has no key {}", place(), key.key))?;
+    match value.len() {
+        1..=80 => Ok(Secret(value.clone())),
+        n => Err(format!("{} key {}: {n} bytes, TCP MD5 takes 1 to 80", place(), key.key)),
+    }
+}
+
+/// A filter that does not exist must not mean "no filter": the session waits for it.
+fn filters(desired: &Desired, names: &[String], blocked: &mut Vec<String>) -> Vec<Arc<Filter>> {
+    let mut found = Vec::new();
+    for name in names {
+        match desired.filters.get(name) {
+            Some(filter) => found.push(filter.clone()),
+            None => blocked.push(format!("BGPFilter {name} does not exist")),
+        }
+    }
+    found
+}
+
+fn settings(config: &PeerConfig) -> PeerSettings {
+    PeerSettings {
+        port: Some(config.port),
+        passive: config.passive,
+        password: config.password.is_some(),
+        ebgp_multihop: config.ebgp_multihop,
+        ttl_security: config.ttl_security,
+        families: config.families.iter().map(ToString::to_string).collect(),
+        import_filters: config.import.iter().map(|f| f.name.clone()).collect(),
+        export_filters: config.export.iter().map(|f| f.name.clone()).collect(),
+        max_prefixes: config.max_prefixes.map(|m| m.limit.into()),
+        route_reflector_client: config.route_reflector_client,
+    }
+}

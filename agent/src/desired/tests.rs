@@ -1,0 +1,146 @@
+use super::*;
+use crate::config::{BgpPeerSpec, NodeAnnotations};
+
+fn node(name: &str, ips: &[&str], cidrs: &[&str]) -> Node {
+    Node {
+        name: name.to_owned(),
+        labels: BTreeMap::from([("rack".to_owned(), "a".to_owned())]),
+        annotations: NodeAnnotations::default(),
+        pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+        internal_ips: ips.iter().map(|c| c.parse().unwrap()).collect(),
+        external_ips: Vec::new(),
+        unschedulable: false,
+    }
+}
+
+fn peer(name: &str, yaml: &str) -> Object {
+    let spec: BgpPeerSpec = serde_saphyr::from_str(yaml).unwrap();
+    Object::BgpPeer(Box::new(BgpPeer::validate(name, &spec).unwrap()))
+}
+
+fn desired(objects: impl IntoIterator<Item = Object>) -> Desired {
+    let mut desired = Desired::new("n1", "manx-system");
+    for object in objects {
+        desired.set(&object);
+    }
+    desired
+}
+
+fn nets(list: &[&str]) -> Vec<IpNetwork> {
+    list.iter().map(|n| n.parse().unwrap()).collect()
+}
+
+#[test]
+fn without_its_node_object_a_node_says_nothing_and_says_so() {
+    let intent = desired([Object::Node(node("n2", &["10.0.0.2"], &[]))]).bgp(&[]);
+    assert_eq!(intent.speaker, None);
+    assert!(intent.peers.is_empty() && intent.originate.is_empty());
+    assert!(intent.problems[0].to_string().starts_with("Node n1: there is no such object"));
+}
+
+#[test]
+fn router_id_is_the_annotation_else_the_internal_ip_else_a_hash_that_is_never_zero() {
+    let mut n = node("n1", &["fd00::1", "10.0.0.1"], &[]);
+    assert_eq!(router_id_of(&n).to_string(), "10.0.0.1");
+    n.annotations.router_id = RouterId::new("9.9.9.9".parse().unwrap());
+    assert_eq!(router_id_of(&n).to_string(), "9.9.9.9");
+    let v6_only = node("n1", &["fd00::1"], &[]);
+    assert_eq!(router_id_of(&v6_only), router_id_of(&v6_only));
+    assert_ne!(router_id_of(&v6_only), router_id_of(&node("n2", &["fd00::1"], &[])));
+}
+
+#[test]
+fn the_mesh_is_there_only_while_no_peer_is_declared_and_one_side_is_passive() {
+    let nodes = || {
+        [
+            Object::Node(node("n1", &["10.0.0.1", "fd00::1"], &["10.200.1.0/24"])),
+            Object::Node(node("n2", &["10.0.0.2", "fd00::2"], &["10.200.2.0/24"])),
+        ]
+    };
+    let here = desired(nodes()).bgp(&[]);
+    let mut there = Desired::new("n2", "manx-system");
+    nodes().iter().for_each(|o| there.set(o));
+    let there = there.bgp(&[]);
+    assert_eq!(here.peers.keys().collect::<Vec<_>>(), ["n2"]);
+    assert_ne!(here.peers["n2"].config.passive, there.peers["n1"].config.passive);
+    assert_eq!(here.peers["n2"].config.families, manx_bgp::types::Family::ALL);
+
+    let mut declared = desired(nodes());
+    declared.set(&peer("tor", "{peerIP: 10.0.0.254, asNumber: 65001}"));
+    assert_eq!(declared.bgp(&[]).peers.keys().collect::<Vec<_>>(), ["tor"]);
+}
+
+#[test]
+fn a_peer_is_had_by_the_nodes_that_its_selector_picks() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    d.set(&peer("a", "{peerIP: 10.0.0.254, asNumber: 65001, nodeSelector: {matchLabels: {rack: a}}}"));
+    d.set(&peer("b", "{peerIP: 10.0.0.253, asNumber: 65001, nodeSelector: {matchLabels: {rack: b}}}"));
+    assert_eq!(d.bgp(&[]).peers.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn a_missing_secret_keeps_the_session_down_and_never_means_an_empty_password() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    d.set(&peer(
+        "tor",
+        "{peerIP: 10.0.0.254, asNumber: 65001, password: {secretKeyRef: {name: tor, key: password}}}",
+    ));
+    let config = |d: &Desired| d.bgp(&[]).peers["tor"].config.clone();
+    assert!(config(&d).admin_blocked.unwrap().starts_with("Secret manx-system/tor does not exist"));
+    let secret = |namespace: &str, value: &str| {
+        Object::Secret(Secret {
+            namespace: namespace.to_owned(),
+            name: "tor".to_owned(),
+            data: BTreeMap::from([("password".to_owned(), value.as_bytes().to_vec())]),
+        })
+    };
+    d.set(&secret("elsewhere", "stolen"));
+    assert!(config(&d).admin_blocked.is_some(), "only the agent's own namespace counts");
+    d.set(&secret("manx-system", ""));
+    assert!(config(&d).admin_blocked.unwrap().contains("0 bytes"));
+    d.set(&secret("manx-system", "s3cret"));
+    assert_eq!(config(&d).admin_blocked, None);
+    assert_eq!(config(&d).password.unwrap().0, b"s3cret");
+}
+
+#[test]
+fn a_filter_that_does_not_exist_keeps_the_session_down() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    d.set(&peer("tor", "{peerIP: 10.0.0.254, asNumber: 65001, importFilters: [racks]}"));
+    assert_eq!(
+        d.bgp(&[]).peers["tor"].config.admin_blocked.as_deref(),
+        Some("BGPFilter racks does not exist")
+    );
+}
+
+#[test]
+fn a_node_with_an_address_in_each_rack_dials_from_the_one_on_the_peers_subnet() {
+    let mut d = desired([Object::Node(node("n1", &["10.1.0.2", "10.2.0.2"], &[]))]);
+    d.set(&peer("tor-b", "{peerIP: 10.2.0.1, asNumber: 65002}"));
+    let local = nets(&["10.1.0.2/24", "10.2.0.2/24"]);
+    assert_eq!(d.bgp(&local).peers["tor-b"].config.source, Some("10.2.0.2".parse().unwrap()));
+    // An address that the kernel does not have cannot be bound.
+    assert_eq!(d.bgp(&nets(&["192.0.2.1/24"])).peers["tor-b"].config.source, None);
+}
+
+#[test]
+fn the_order_in_which_objects_arrive_does_not_matter() {
+    let objects = [
+        Object::Node(node("n1", &["10.0.0.1"], &["10.200.1.0/24"])),
+        peer("tor", "{peerIP: 10.0.0.254, asNumber: 65001}"),
+        peer("tor2", "{peerIP: 10.0.0.253, asNumber: 65001}"),
+    ];
+    let forward = desired(objects.clone()).bgp(&[]);
+    assert_eq!(forward, desired(objects.into_iter().rev()).bgp(&[]));
+}
+
+#[test]
+fn pod_addresses_need_a_pod_cidr_and_take_the_uplinks_mtu() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    assert_eq!(d.node(Some(9000)), None);
+    d.set(&Object::Node(node("n1", &["10.0.0.1"], &["10.200.1.0/24"])));
+    assert_eq!(d.node(Some(9000)).unwrap().mtu, 9000);
+    assert_eq!(d.node(None).unwrap().mtu, 1500);
+    d.remove(&ObjectKey { kind: Kind::Node, namespace: String::new(), name: "n1".to_owned() });
+    assert_eq!(d.node(Some(9000)), None);
+}

@@ -1,0 +1,267 @@
+//! The policy thread: owns the engine and the packet filter, so that neither BGP nor the API ever waits for
+//! `iptables-restore`, and so that changes which arrive while one is being applied go in together with the next.
+//!
+//! ```text
+//! updates, questions -> inbox -> Engine::apply ... Engine::plan -> kernel -> Engine::applied -> answers
+//! ```
+//!
+//! Decides nothing: the engine plans, the kernel room executes, this loop carries between them and keeps the pace:
+//! back-off after a failure, an audit now and then.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use manx_policy::engine::{Engine, InForce};
+use manx_policy::model::{EndpointId, Update};
+use manx_policy::plan::{StepResult, Wants};
+use tokio::sync::oneshot;
+
+use crate::health::Health;
+use crate::kernel::policy::PolicyKernel;
+
+/// First wait after a failed application; doubled each time.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// Longest wait between attempts: a host whose tools are mended is enforced again soon after.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often all tables are read and compared. Dumps cost tens of milliseconds, so this is rare.
+const AUDIT: Duration = Duration::from_secs(30);
+/// How often the thread says that it lives while nothing happens.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
+/// what was written, which is a fault to report and retry slowly, not to spin on.
+const PLANS_IN_A_ROW: usize = 8;
+
+enum Input {
+    Updates(Vec<Update>),
+    InSync,
+    Confirm(EndpointId, oneshot::Sender<Confirmation>),
+    Query(Box<dyn FnOnce(&Engine, &Kernel) + Send>),
+    Stop,
+}
+
+/// The answer to a CNI ADD that waits: the policy is in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmation;
+
+/// What the packet filter side has to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// `nft` or `legacy`.
+    pub backend: Option<String>,
+    /// The closing dispatch, or more, is in the kernel: no pod interface is open by omission.
+    pub closed: bool,
+    /// Why the last application failed; `None`: it did not.
+    pub error: Option<String>,
+    /// A change waits to be applied.
+    pub pending: bool,
+    /// When the kernel last took a change, and how long that took.
+    pub last_applied: Option<(std::time::SystemTime, Duration)>,
+}
+
+/// The way to the policy thread. Clones share it.
+#[derive(Clone)]
+pub struct PolicyHandle {
+    inbox: Sender<Input>,
+}
+
+impl PolicyHandle {
+    /// Hands over changes; they are applied together with what else is waiting.
+    pub fn update(&self, updates: Vec<Update>) {
+        if !updates.is_empty() {
+            self.send(Input::Updates(updates));
+        }
+    }
+
+    /// The source is in sync: from now on the kernel follows the desired state.
+    pub fn in_sync(&self) {
+        self.send(Input::InSync);
+    }
+
+    /// Resolves once the current policy of this endpoint is in the kernel. Dropping it withdraws the question.
+    pub fn confirm(&self, endpoint: EndpointId) -> oneshot::Receiver<Confirmation> {
+        let (answer, question) = oneshot::channel();
+        self.send(Input::Confirm(endpoint, answer));
+        question
+    }
+
+    /// Asks the engine something; `None` when the thread is gone.
+    pub async fn query<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Engine, &Kernel) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (answer, question) = oneshot::channel();
+        self.send(Input::Query(Box::new(move |engine, kernel| {
+            // Nobody waits any more: not worth a word.
+            let _ = answer.send(f(engine, kernel));
+        })));
+        question.await.ok()
+    }
+
+    /// Ends the thread after what it is doing; the kernel keeps everything.
+    pub fn stop(&self) {
+        self.send(Input::Stop);
+    }
+
+    /// A thread that has ended takes nothing more; its health check says so.
+    fn send(&self, input: Input) {
+        let _ = self.inbox.send(input);
+    }
+}
+
+/// Starts the thread in the network namespace of the caller. `notify` is called after each change of the [`Kernel`].
+///
+/// # Errors
+/// The thread can't be started.
+pub fn spawn(
+    engine: Engine,
+    kernel: PolicyKernel,
+    health: Health,
+    notify: impl Fn(&Kernel) + Send + 'static,
+) -> std::io::Result<(PolicyHandle, JoinHandle<()>)> {
+    let (inbox, outbox) = channel();
+    let worker = Worker {
+        engine,
+        kernel,
+        health,
+        notify: Box::new(notify),
+        shown: Kernel::default(),
+        waiting: BTreeMap::new(),
+        retry: RETRY_MIN,
+        retry_at: None,
+        audit_at: Instant::now() + AUDIT,
+    };
+    let thread = std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
+    Ok((PolicyHandle { inbox }, thread))
+}
+
+struct Worker {
+    engine: Engine,
+    kernel: PolicyKernel,
+    health: Health,
+    notify: Box<dyn Fn(&Kernel) + Send>,
+    shown: Kernel,
+    /// Whom to tell once an endpoint's policy is in force.
+    waiting: BTreeMap<EndpointId, Vec<oneshot::Sender<Confirmation>>>,
+    retry: Duration,
+    /// Set after a failure: nothing is tried before.
+    retry_at: Option<Instant>,
+    audit_at: Instant,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Input>) {
+        self.shown.backend = Some(self.kernel.backend().to_string());
+        loop {
+            self.health.beat("policy", Instant::now());
+            self.apply();
+            self.answer();
+            let until =
+                [self.retry_at, Some(self.audit_at)].into_iter().flatten().min().unwrap_or(self.audit_at);
+            let wait = until.saturating_duration_since(Instant::now()).min(HEARTBEAT);
+            let first = match inbox.recv_timeout(wait) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            for input in first.into_iter().chain(inbox.try_iter()) {
+                match input {
+                    Input::Updates(updates) => updates.into_iter().for_each(|u| self.engine.apply(u)),
+                    Input::InSync => self.engine.set_in_sync(true),
+                    Input::Confirm(endpoint, answer) => {
+                        self.waiting.entry(endpoint).or_default().push(answer)
+                    }
+                    Input::Query(ask) => ask(&self.engine, &self.shown),
+                    Input::Stop => return,
+                }
+            }
+        }
+    }
+
+    /// Brings the kernel to the engine's desired state, as far as it goes now.
+    fn apply(&mut self) {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.retry_at = None;
+        let before = self.shown.clone();
+        let outcome = self.audit(now).and_then(|()| self.converge());
+        match outcome {
+            Ok(()) => {
+                self.retry = RETRY_MIN;
+                self.shown.error = None;
+                self.shown.closed = true;
+                self.shown.pending = false;
+            }
+            Err(reason) => {
+                if self.shown.error.as_ref() != Some(&reason) {
+                    tracing::warn!(%reason, "policy could not be applied, trying again");
+                }
+                self.shown.error = Some(reason);
+                self.shown.pending = true;
+                self.retry_at = Some(Instant::now() + self.retry);
+                self.retry = (self.retry * 2).min(RETRY_MAX);
+            }
+        }
+        if before != self.shown {
+            (self.notify)(&self.shown);
+        }
+    }
+
+    /// Reads everything when an audit is due: rules and sets that somebody else changed come to light.
+    fn audit(&mut self, now: Instant) -> Result<(), String> {
+        if now < self.audit_at {
+            return Ok(());
+        }
+        self.audit_at = now + AUDIT;
+        self.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })
+    }
+
+    fn converge(&mut self) -> Result<(), String> {
+        for _ in 0..PLANS_IN_A_ROW {
+            let wants = self.engine.wants();
+            if !wants.is_empty() {
+                self.observe(wants)?;
+            }
+            let plan = self.engine.plan();
+            if plan.is_empty() {
+                return Ok(());
+            }
+            let started = Instant::now();
+            let outcome = self.kernel.execute(&plan);
+            self.shown.last_applied = Some((outcome.at, started.elapsed()));
+            let failure = outcome.results.iter().find_map(|r| match r {
+                StepResult::Failed(reason) => Some(reason.clone()),
+                StepResult::Done | StepResult::Skipped => None,
+            });
+            tracing::debug!(steps = plan.steps.len(), elapsed = ?started.elapsed(), failed = failure.is_some(), "policy plan executed");
+            self.engine.applied(plan.id, outcome);
+            if let Some(reason) = failure {
+                return Err(reason);
+            }
+        }
+        Err(format!("the kernel does not hold what was written to it, {PLANS_IN_A_ROW} times in a row"))
+    }
+
+    fn observe(&mut self, wants: Wants) -> Result<(), String> {
+        let observed = self.kernel.observe(wants).map_err(|e| e.to_string())?;
+        self.engine.observe(observed);
+        Ok(())
+    }
+
+    /// Tells those that wait for an endpoint which is in force now; forgets those that have gone away.
+    fn answer(&mut self) {
+        let engine = &self.engine;
+        self.waiting.retain(|endpoint, answers| {
+            if matches!(engine.in_force(endpoint), Some(InForce::Since(_))) {
+                for answer in answers.drain(..) {
+                    let _ = answer.send(Confirmation);
+                }
+            }
+            answers.retain(|a| !a.is_closed());
+            !answers.is_empty()
+        });
+    }
+}

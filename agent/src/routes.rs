@@ -1,0 +1,179 @@
+//! From the Loc-RIB to the kernel routes that we own. Pure: what changed and what resolves go in, routes come out.
+//!
+//! Two kinds of route meet here. What the speaker learned is forwarded to the link-layer neighbour that the kernel's own
+//! routes lead to; what this node originates is backed by a blackhole, so that a packet for an address that no pod holds
+//! ends here instead of travelling back to the ToR and round again. Where both speak of one prefix, ours wins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use manx_bgp::speaker::{FibNextHop, NextHopState, RouteChange};
+use manx_bgp::types::Prefix;
+
+use crate::kernel::fib::{NextHop, Route};
+use crate::kernel::link::Egress;
+
+/// The BGP next hops that the speaker wants watched, with what the kernel said last. One entry a next hop, however many
+/// routes use it.
+#[derive(Debug, Default)]
+pub struct NextHops {
+    tracked: BTreeMap<IpAddr, Option<Egress>>,
+}
+
+/// A next hop about which there is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Which.
+    pub address: IpAddr,
+    /// For the speaker.
+    pub state: NextHopState,
+    /// It is as reachable as before but leaves elsewhere: its routes must be written again.
+    pub rewrite: bool,
+}
+
+impl NextHops {
+    /// Begins to watch.
+    pub fn track(&mut self, address: IpAddr, egress: Option<Egress>) -> NextHopState {
+        self.tracked.insert(address, egress);
+        state(egress)
+    }
+
+    /// No route uses it any more.
+    pub fn untrack(&mut self, address: IpAddr) {
+        self.tracked.remove(&address);
+    }
+
+    /// The kernel's links, addresses or routes changed: asks again for each next hop.
+    pub fn refresh(&mut self, resolve: impl Fn(IpAddr) -> Option<Egress>) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        for (&address, known) in &mut self.tracked {
+            let egress = resolve(address);
+            if egress != *known {
+                let rewrite = known.is_some_and(|k| egress.is_some_and(|e| e.hop != k.hop));
+                moved.push(Moved { address, state: state(egress), rewrite });
+                *known = egress;
+            }
+        }
+        moved
+    }
+
+    /// The kernel next hop for one of a route's; `None`: it has become unreachable, which the speaker is being told.
+    pub fn resolve(&self, hop: FibNextHop) -> Option<NextHop> {
+        if hop.ifindex != 0 {
+            return Some(NextHop { gateway: hop.gateway, ifindex: hop.ifindex });
+        }
+        self.tracked.get(&hop.gateway).copied().flatten().map(|e| e.hop)
+    }
+}
+
+fn state(egress: Option<Egress>) -> NextHopState {
+    match egress {
+        Some(e) => NextHopState::Reachable { metric: e.metric, connected: e.connected },
+        None => NextHopState::Unreachable,
+    }
+}
+
+/// What each prefix should be in the kernel.
+#[derive(Debug, Default)]
+pub struct Routes {
+    local: BTreeSet<IpNetwork>,
+}
+
+/// A prefix and what the kernel should hold for it; `None`: nothing of ours.
+pub type Wanted = (IpNetwork, Option<Route>);
+
+impl Routes {
+    /// Sets what this node originates. Of the prefixes that it no longer does the speaker will say what else leads there.
+    pub fn originate(&mut self, prefixes: &BTreeSet<Prefix>) -> Vec<Wanted> {
+        let new: BTreeSet<IpNetwork> = prefixes.iter().map(|p| (*p).into()).collect();
+        let gone = self.local.difference(&new).map(|p| (*p, None));
+        let come = new.difference(&self.local).map(|p| (*p, Some(Route::Blackhole)));
+        let wanted = gone.chain(come).collect();
+        self.local = new;
+        wanted
+    }
+
+    /// What Loc-RIB changes mean for the kernel.
+    pub fn learned<'a>(
+        &'a self,
+        changes: impl IntoIterator<Item = RouteChange> + 'a,
+        next_hops: &'a NextHops,
+    ) -> impl Iterator<Item = Wanted> + 'a {
+        changes.into_iter().filter_map(move |change| {
+            let prefix = IpNetwork::from(change.prefix);
+            if self.local.contains(&prefix) {
+                return None;
+            }
+            Some((prefix, Route::via(change.next_hops.iter().filter_map(|hop| next_hops.resolve(*hop)))))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn egress(gateway: &str, ifindex: u32) -> Option<Egress> {
+        let hop = NextHop { gateway: gateway.parse().unwrap(), ifindex };
+        Some(Egress { hop, metric: 0, connected: true })
+    }
+
+    fn change(prefix: &str, gateways: &[&str]) -> RouteChange {
+        let hop = |g: &&str| FibNextHop { gateway: g.parse().unwrap(), ifindex: 0 };
+        RouteChange { prefix: prefix.parse().unwrap(), next_hops: gateways.iter().map(hop).collect() }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_own_prefix_stays_a_blackhole_whatever_bgp_says() {
+        let mut routes = Routes::default();
+        let own = BTreeSet::from(["10.200.1.0/24".parse().unwrap()]);
+        let prefix: IpNetwork = "10.200.1.0/24".parse().unwrap();
+        assert_eq!(routes.originate(&own), [(prefix, Some(Route::Blackhole))]);
+        assert_eq!(routes.originate(&own), []);
+        let hops = NextHops::default();
+        assert_eq!(routes.learned([change("10.200.1.0/24", &[])], &hops).count(), 0);
+        assert_eq!(routes.originate(&BTreeSet::new()), [(prefix, None)]);
+        assert_eq!(
+            routes.learned([change("10.200.1.0/24", &[])], &hops).collect::<Vec<_>>(),
+            [(prefix, None)]
+        );
+    }
+
+    #[test]
+    fn all_equal_next_hops_become_one_multipath_route_and_dead_ones_drop_out() {
+        let mut hops = NextHops::default();
+        hops.track(ip("10.1.0.1"), egress("10.1.0.1", 3));
+        hops.track(ip("10.2.0.1"), egress("10.2.0.1", 4));
+        hops.track(ip("10.3.0.1"), None);
+        let routes = Routes::default();
+        let changes = [
+            change("10.200.2.0/24", &["10.1.0.1", "10.2.0.1", "10.3.0.1"]),
+            change("10.9.0.0/16", &["10.3.0.1"]),
+        ];
+        let got: Vec<_> = routes.learned(changes, &hops).collect();
+        let Some(Route::Unicast(next_hops)) = &got[0].1 else { panic!("{got:?}") };
+        assert_eq!(next_hops.iter().map(|h| h.ifindex).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(got[1].1, None);
+    }
+
+    #[test]
+    fn a_next_hop_is_asked_for_once_however_many_routes_use_it_and_news_is_told_once() {
+        let mut hops = NextHops::default();
+        assert_eq!(
+            hops.track(ip("10.1.0.1"), egress("10.1.0.1", 3)),
+            NextHopState::Reachable { metric: 0, connected: true }
+        );
+        assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
+        let moved = hops.refresh(|_| egress("10.9.0.1", 7));
+        assert!(moved[0].rewrite);
+        let moved = hops.refresh(|_| None);
+        assert_eq!((moved[0].state, moved[0].rewrite), (NextHopState::Unreachable, false));
+        hops.untrack(ip("10.1.0.1"));
+        assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
+    }
+}

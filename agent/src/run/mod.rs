@@ -1,0 +1,295 @@
+//! The agent's loop: what happened -> what should be -> tell the rooms. Decides nothing itself.
+//!
+//! ```text
+//! source ---+            +--> speaker (its own thread)
+//! speaker --+--> Loop ---+--> fib (its own thread)
+//! links ----+            +--> policy (its own thread)
+//! signals --+            +--> node.json, conflist
+//! ```
+//!
+//! Before the source is in sync, the only thing written to the kernel is the closing dispatch, by the policy thread.
+
+mod report;
+mod speaker;
+mod start;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use manx_bgp::net::{self, BgpHandle};
+use manx_bgp::speaker::NextHopState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::api::facts::SharedFacts;
+use crate::api::server::Api;
+use crate::cni_config::CniConfig;
+use crate::desired::{self, BgpIntent, Desired, NodeIntent};
+use crate::health::Health;
+use crate::kernel::Family;
+use crate::kernel::fib::FibHandle;
+use crate::kernel::link::{LinkEvent, LinksHandle};
+use crate::options::{Feature, Options};
+use crate::policy_worker::{self, PolicyHandle};
+use crate::routes::{NextHops, Routes};
+use crate::source::Update;
+use crate::view::StatusProblem;
+
+/// How often the loop says that it lives while nothing happens, and looks at what no event announces.
+const TICK: Duration = Duration::from_secs(2);
+
+/// Runs the agent until SIGTERM or SIGINT. Kernel routes and rules stay as they are, and peers hear nothing but the end
+/// of the connection, so that graceful restart holds.
+///
+/// # Errors
+/// What keeps it from starting, in words for the person who started it; or a room that broke.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let (mut agent, mut events) = start::start(options).await?;
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            event = events.recv() => match event {
+                Some(event) => agent.on_event(event).await?,
+                None => bail!("every source of events has ended"),
+            },
+            _ = tick.tick() => agent.on_tick().await,
+        }
+    }
+    tracing::info!("stopping; routes and rules stay");
+    agent.stop().await;
+    Ok(())
+}
+
+/// Everything that the loop reacts to.
+enum Event {
+    /// Cluster objects changed.
+    Source(Vec<Update>),
+    /// The speaker has news.
+    Bgp(net::Event),
+    /// Links, addresses or other owners' routes changed.
+    Link(LinkEvent),
+    /// The packet filter took a change, or refused it.
+    Policy(policy_worker::Kernel),
+    /// A task that must not end has ended.
+    Broken(anyhow::Error),
+}
+
+struct Loop {
+    options: Options,
+    health: Health,
+    facts: SharedFacts,
+    api: Arc<Api>,
+    events: mpsc::Sender<Event>,
+    desired: Desired,
+    in_sync: bool,
+    links: LinksHandle,
+    policy: Option<PolicyHandle>,
+    fib: Option<FibHandle>,
+    bgp: Option<BgpHandle>,
+    cni: Option<CniConfig>,
+    /// Routes of a predecessor were in the kernel at the start.
+    inherited: bool,
+    /// When to sweep them, where no speaker says.
+    sweep_at: Option<Instant>,
+    routes: Routes,
+    next_hops: NextHops,
+    /// What the speaker was told last.
+    told: BgpIntent,
+    /// What the plugin was told last.
+    node: Option<NodeIntent>,
+}
+
+impl Loop {
+    async fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Source(updates) => {
+                self.on_source(updates);
+                self.reconcile().await
+            }
+            Event::Bgp(event) => {
+                self.on_bgp(event);
+                Ok(())
+            }
+            Event::Link(event) => {
+                self.on_link(event);
+                self.reconcile().await
+            }
+            Event::Policy(kernel) => {
+                self.facts.with(|f| f.policy = kernel);
+                self.tell_plugin();
+                Ok(())
+            }
+            Event::Broken(e) => Err(e),
+        }
+    }
+
+    fn on_source(&mut self, updates: Vec<Update>) {
+        let mut policy = Vec::new();
+        for update in updates {
+            match update {
+                Update::Set(object) => {
+                    self.desired.set(&object);
+                    policy.extend(desired::policy::update(&object));
+                }
+                Update::Remove(key) => {
+                    self.desired.remove(&key);
+                    policy.extend(desired::policy::removal(&key));
+                }
+                Update::Problems(problems) => {
+                    let shown: Vec<_> = problems.iter().map(StatusProblem::from).collect();
+                    for problem in &shown {
+                        tracing::warn!(%problem, "the source holds something that cannot be used");
+                    }
+                    self.facts.with(|f| {
+                        f.stale = problems.iter().any(|p| p.stale);
+                        f.source_problems = shown;
+                    });
+                }
+                Update::InSync => {
+                    tracing::info!("source in sync");
+                    self.in_sync = true;
+                    self.facts.with(|f| f.in_sync = true);
+                }
+            }
+        }
+        if let Some(handle) = &self.policy {
+            handle.update(policy);
+            if self.in_sync {
+                handle.in_sync();
+            }
+        }
+    }
+
+    fn on_bgp(&mut self, event: net::Event) {
+        match event {
+            net::Event::Routes(changes) => {
+                if let Some(fib) = &self.fib {
+                    fib.set(self.routes.learned(changes, &self.next_hops));
+                }
+            }
+            net::Event::TrackNextHop(address) => {
+                let state = self.next_hops.track(address, self.links.egress(address));
+                self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, address, state));
+            }
+            net::Event::UntrackNextHop(address) => self.next_hops.untrack(address),
+            net::Event::RestartComplete(family) => {
+                tracing::info!(%family, "graceful restart is over, stale routes go");
+                if let Some(fib) = &self.fib {
+                    fib.sweep(family.into());
+                }
+                self.facts.with(|f| f.restarting = false);
+            }
+            net::Event::Listening(address) => self.report_listener(address, None),
+            net::Event::ListenFailed { address, reason } => self.report_listener(address, Some(reason)),
+            net::Event::Peer(fact) => {
+                tracing::info!(peer = %fact.peer, from = fact.from, to = fact.to, reason = %fact.reason, "session changed");
+            }
+        }
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        if let LinkEvent::LinkDown(ifindex) = event {
+            // Directly connected external peers fall over at once instead of after the hold time.
+            self.tell_speaker(move |speaker, now| speaker.link_down(now, ifindex));
+        }
+        let links = self.links.clone();
+        for moved in self.next_hops.refresh(|address| links.egress(address)) {
+            tracing::info!(next_hop = %moved.address, state = ?moved.state, "next hop changed");
+            self.tell_speaker(move |speaker, now| {
+                if moved.rewrite {
+                    // As reachable as before, but elsewhere: the speaker names its routes again only if it was gone.
+                    speaker.set_next_hop(now, moved.address, NextHopState::Unreachable);
+                }
+                speaker.set_next_hop(now, moved.address, moved.state);
+            });
+        }
+        if let Some(bgp) = &self.bgp {
+            bgp.refresh_endpoints();
+        }
+        if let Some(fib) = &self.fib {
+            // What the kernel refused for want of a link or an address may work now.
+            fib.retry();
+        }
+    }
+
+    async fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.health.beat("run", now);
+        if self.sweep_at.is_some_and(|at| now >= at) {
+            self.sweep_at = None;
+            if let Some(fib) = &self.fib {
+                Family::BOTH.into_iter().for_each(|family| fib.sweep(family));
+            }
+        }
+        self.report_tick().await;
+    }
+
+    /// Compares what should be with what was told last, and tells the difference.
+    async fn reconcile(&mut self) -> anyhow::Result<()> {
+        if !self.in_sync {
+            return Ok(());
+        }
+        if self.options.enabled(Feature::Bgp) {
+            self.reconcile_bgp()?;
+        }
+        self.tell_plugin();
+        Ok(())
+    }
+
+    /// node.json and the conflist, in this order, once pods can be attached safely.
+    fn tell_plugin(&mut self) {
+        let Some(cni) = self.cni.clone() else { return };
+        let written = match self.plugin_blocked() {
+            Some(reason) => Err(reason),
+            None => self.write_plugin_files(&cni).map_err(|e| format!("{e:#}")),
+        };
+        self.report_plugin(written.err());
+    }
+
+    fn plugin_blocked(&self) -> Option<String> {
+        if !self.in_sync {
+            return Some("the source is not in sync yet".to_owned());
+        }
+        if self.policy.is_some() && !self.facts.with(|f| f.policy.closed) {
+            return Some("the closing dispatch is not in the kernel yet".to_owned());
+        }
+        let none = self.desired.node(None).is_none();
+        none.then(|| {
+            format!(
+                "Node {} has no spec.podCIDRs: pods get their addresses from there",
+                self.options.node_name
+            )
+        })
+    }
+
+    fn write_plugin_files(&mut self, cni: &CniConfig) -> anyhow::Result<()> {
+        let uplinks = self.desired.this_node().map(|n| n.internal_ips.clone()).unwrap_or_default();
+        let Some(intent) = self.desired.node(self.links.mtu_of(&uplinks)) else { return Ok(()) };
+        if self.node.as_ref() != Some(&intent) {
+            cni.write_node(&intent)?;
+            let conflist = cni.write_conflist()?;
+            tracing::info!(cidrs = ?intent.pod_cidrs, mtu = intent.mtu, conflist = %conflist.display(), "pods can be attached");
+            self.facts.with(|f| {
+                f.conflist = Some(conflist.display().to_string());
+                f.pod_cidrs = intent.pod_cidrs.iter().map(ToString::to_string).collect();
+            });
+            self.node = Some(intent);
+        }
+        Ok(())
+    }
+
+    /// The speaker closes its connections without a word; the threads end after what they are doing.
+    async fn stop(self) {
+        if let Some(bgp) = &self.bgp {
+            bgp.shutdown(net::Shutdown::Silent).await;
+        }
+        if let Some(policy) = &self.policy {
+            policy.stop();
+        }
+    }
+}

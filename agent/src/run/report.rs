@@ -1,0 +1,110 @@
+//! What the loop knows, put where the API and the health checks read it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::Loop;
+use crate::desired::BgpIntent;
+use crate::kernel::sysctl;
+use crate::view::StatusProblem;
+
+impl Loop {
+    /// What the objects say about BGP.
+    pub(super) fn report_intent(&self, intent: &BgpIntent) {
+        for problem in &intent.problems {
+            tracing::warn!(%problem, "configuration");
+        }
+        self.facts.with(|f| {
+            f.asn = intent.speaker.as_ref().map(|s| s.asn.0);
+            f.router_id = intent.speaker.as_ref().map(|s| s.router_id.to_string());
+            f.originated = intent.originate.iter().map(ToString::to_string).collect();
+            f.peers = intent.peers.iter().map(|(name, peer)| (name.clone(), peer.info.clone())).collect();
+            f.bgp_problems.clone_from(&intent.problems);
+        });
+    }
+
+    /// Whether BGP connections are accepted at an address; `failed` says why not.
+    pub(super) fn report_listener(&self, address: SocketAddr, failed: Option<String>) {
+        match &failed {
+            None => tracing::info!(%address, "listening for BGP"),
+            Some(reason) => tracing::warn!(%address, %reason, "cannot listen for BGP"),
+        }
+        self.facts.with(|f| f.listeners.insert(address, failed));
+    }
+
+    /// Whether pods can be attached; `blocked` says why not.
+    pub(super) fn report_plugin(&self, blocked: Option<String>) {
+        let observed = blocked.clone().unwrap_or_else(|| "pods can be attached".to_owned());
+        self.health.report("cni", blocked.is_none(), observed);
+        let changed = self.facts.with(|f| {
+            let changed = f.cni_blocked != blocked;
+            f.cni_blocked.clone_from(&blocked);
+            changed
+        });
+        if let (true, Some(reason)) = (changed, blocked) {
+            tracing::warn!(%reason, "pods cannot be attached");
+        }
+    }
+
+    /// What no event announces.
+    pub(super) async fn report_tick(&self) {
+        let facts = self.facts.get();
+        let source = match (facts.in_sync, facts.stale) {
+            (false, _) => "not in sync",
+            (true, true) => "in sync, but something in it cannot be read: an older version is in force",
+            (true, false) => "in sync",
+        };
+        self.health.report("source", facts.in_sync, source);
+        if self.policy.is_some() {
+            let error = facts.policy.error.unwrap_or_else(|| "applied".to_owned());
+            self.health.report("policy", facts.policy.closed && !facts.policy.pending, error);
+        }
+        if let Some(bgp) = &self.bgp
+            && let Ok(peers) = bgp.with(|speaker, now| speaker.peers(now)).await
+        {
+            let required = |name: &str| facts.peers.get(name).is_some_and(|p| p.required);
+            let down: Vec<_> = peers
+                .iter()
+                .filter(|p| required(&p.name) && p.state != "Established")
+                .map(|p| format!("{} is in {}", p.name, p.state))
+                .collect();
+            let observed =
+                if down.is_empty() { "required peers are Established".to_owned() } else { down.join(", ") };
+            self.health.report("peers", down.is_empty(), observed);
+        }
+        let problems = self.namespace_problems();
+        self.facts.with(|f| f.kernel_problems = problems);
+    }
+
+    /// Settings of the network namespace without which packets do not flow, or flow worse.
+    fn namespace_problems(&self) -> Vec<StatusProblem> {
+        let setting = |name: &str, wanted: &str, why: &str| {
+            let value = sysctl::read(name).ok()?;
+            (value != wanted).then(|| StatusProblem {
+                object: Some(name.to_owned()),
+                reason: format!("is {value}, should be {wanted}: {why}"),
+                ..StatusProblem::default()
+            })
+        };
+        let ipv6 = self.node.as_ref().is_some_and(|n| n.pod_cidrs.iter().any(|c| c.is_ipv6()));
+        let forward = "packets of pods are not forwarded";
+        let hash = "flows between the same two addresses all take one of several equal paths";
+        let mut problems = vec![
+            setting("net.ipv4.ip_forward", "1", forward),
+            setting("net.ipv4.fib_multipath_hash_policy", "1", hash),
+        ];
+        if ipv6 {
+            problems.push(setting("net.ipv6.conf.all.forwarding", "1", forward));
+            problems.push(setting("net.ipv6.fib_multipath_hash_policy", "1", hash));
+        }
+        let overshadowed =
+            self.cni.as_ref().filter(|_| self.node.is_some()).and_then(|c| c.overshadowed_by());
+        problems.push(overshadowed.map(|path: PathBuf| StatusProblem {
+            file: Some(path.display().to_string()),
+            reason:
+                "sorts before Manx's conflist, so that the runtime uses that network: remove it".to_owned(),
+            ..StatusProblem::default()
+        }));
+        problems.into_iter().flatten().collect()
+    }
+}

@@ -1,0 +1,112 @@
+//! Keeping the speaker at what the objects say: the difference between two intents, as calls.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use manx_bgp::net::{self, NetConfig};
+use manx_bgp::speaker::{GracefulRestartConfig, LocalRoute, Speaker, SpeakerConfig};
+
+use super::start::pump;
+use super::{Event, Loop};
+use crate::delta::{Change, changes};
+use crate::desired::{BgpIntent, SpeakerIntent};
+
+/// Without graceful restart nobody says when a predecessor's routes are stale: then they go after so long.
+const SWEEP_WITHOUT_RESTART: Duration = Duration::from_secs(120);
+
+impl Loop {
+    /// Brings the speaker from what it was told to what it should be.
+    pub(super) fn reconcile_bgp(&mut self) -> anyhow::Result<()> {
+        let mut intent = self.desired.bgp(&self.links.addresses());
+        if !self.options.bgp_listen.is_empty() {
+            intent.listen = self.options.bgp_listen.iter().copied().collect();
+        }
+        if intent == self.told {
+            return Ok(());
+        }
+        self.report_intent(&intent);
+        // Own prefixes first: at no instant is one advertised and not backed by its blackhole.
+        if let Some(fib) = &self.fib {
+            fib.set(self.routes.originate(&intent.originate));
+        }
+        let told = std::mem::replace(&mut self.told, intent.clone());
+        let Some(speaker) = &intent.speaker else {
+            // Its Node object is gone: what the speaker says cannot be right any more.
+            self.tell_speaker(move |speaker, now| difference(speaker, now, &told, &BgpIntent::default()));
+            return Ok(());
+        };
+        let config = self.speaker_config(speaker);
+        let Some(handle) = &self.bgp else {
+            return self.start_speaker(config, intent);
+        };
+        if told.listen != intent.listen {
+            handle.set_listen(intent.listen.iter().copied().collect());
+        }
+        self.tell_speaker(move |speaker, now| {
+            if told.speaker != intent.speaker {
+                speaker.configure(now, config);
+            }
+            difference(speaker, now, &told, &intent);
+        });
+        Ok(())
+    }
+
+    /// The speaker starts with all that it should know, so that its first OPEN and its first UPDATE are right.
+    fn start_speaker(&mut self, config: SpeakerConfig, intent: BgpIntent) -> anyhow::Result<()> {
+        let net = NetConfig {
+            listen: intent.listen.iter().copied().collect(),
+            interfaces: net::system_interfaces(),
+        };
+        let restarting = config.graceful_restart.as_ref().is_some_and(|g| g.restarting);
+        if self.inherited && !restarting {
+            self.sweep_at = Some(Instant::now() + SWEEP_WITHOUT_RESTART);
+        }
+        let (handle, events) = net::spawn(net, config).context("cannot start the BGP speaker")?;
+        pump(events, self.events.clone(), Event::Bgp);
+        // A speaker lives as long as the agent, so that this is the first and only time.
+        let _ = self.api.bgp.set(handle.clone());
+        self.bgp = Some(handle);
+        self.facts.with(|f| f.restarting = restarting);
+        self.tell_speaker(move |speaker, now| difference(speaker, now, &BgpIntent::default(), &intent));
+        Ok(())
+    }
+
+    fn speaker_config(&self, intent: &SpeakerIntent) -> SpeakerConfig {
+        let restart = |restart_time| GracefulRestartConfig { restart_time, restarting: self.inherited };
+        SpeakerConfig {
+            cluster_id: intent.cluster_id,
+            max_paths: intent.max_paths,
+            as_path_relax: intent.as_path_relax,
+            graceful_restart: intent.graceful_restart.map(restart),
+            // Any seed will do: jitter only has to differ between nodes that start together.
+            seed: u64::from(intent.router_id.addr().to_bits()) << 32 | u64::from(std::process::id()),
+            hostname: self.options.node_name.clone(),
+            ..SpeakerConfig::new(intent.asn, intent.router_id)
+        }
+    }
+
+    pub(super) fn tell_speaker(&self, f: impl FnOnce(&mut Speaker, Instant) + Send + 'static) {
+        if let Some(bgp) = &self.bgp {
+            bgp.send(f);
+        }
+    }
+}
+
+/// Own prefixes come before the peers that are told of them, and go after.
+fn difference(speaker: &mut Speaker, now: Instant, told: &BgpIntent, intent: &BgpIntent) {
+    if told.addresses != intent.addresses {
+        speaker.set_local_addresses(now, intent.addresses.clone());
+    }
+    for prefix in intent.originate.difference(&told.originate) {
+        speaker.originate(now, LocalRoute::new(*prefix));
+    }
+    for change in changes(&told.peers, &intent.peers) {
+        match change {
+            Change::Set(_, peer) => speaker.set_peer(now, peer.config.clone()),
+            Change::Remove(name) => speaker.remove_peer(now, name),
+        }
+    }
+    for prefix in told.originate.difference(&intent.originate) {
+        speaker.withdraw(now, *prefix);
+    }
+}

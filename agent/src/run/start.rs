@@ -1,0 +1,231 @@
+//! Opening the rooms: sockets, kernel, threads, source. What fails here is a reason not to start, told in one line.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use manx_cni::store::Store;
+use manx_policy::engine::{Engine, EngineConfig};
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, mpsc};
+
+use super::{Event, Loop};
+use crate::api::facts::{SharedFacts, epoch_now};
+use crate::api::server::{self, Api};
+use crate::attachments;
+use crate::cni_config::CniConfig;
+use crate::cni_server::{self, CniServer};
+use crate::desired::{BgpIntent, Desired};
+use crate::health::Health;
+use crate::kernel::fib::{Fib, FibConfig, FibHandle};
+use crate::kernel::iptables::Backend;
+use crate::kernel::link::Links;
+use crate::kernel::policy::PolicyKernel;
+use crate::kernel::{Family, sysctl};
+use crate::options::{self, Feature, Options};
+use crate::policy_worker::{self, PolicyHandle};
+use crate::routes::{NextHops, Routes};
+use crate::source::manifest_dir;
+use crate::view::paths;
+use crate::{sockets, web};
+
+/// Reading a predecessor's million routes takes a third of a second; more than this means that the kernel is in trouble.
+const FIRST_DUMP: Duration = Duration::from_secs(30);
+/// Events that wait for the loop. Senders wait when it is full: nothing is lost, nothing grows.
+const QUEUE: usize = 64;
+
+/// Opens everything, the packet filter first.
+pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Receiver<Event>)> {
+    sockets::prepare_run_dir(&options.run_dir)?;
+    let admin = sockets::listen(&options.run_dir.join(paths::ADMIN_SOCKET), 0o600)?;
+    let read_only = sockets::listen(&options.run_dir.join(paths::READ_ONLY_SOCKET), 0o660)?;
+    let web_socket = web::listen(options.metrics_addr).await?;
+
+    let health = Health::default();
+    let facts = SharedFacts::default();
+    let (events, inbox) = mpsc::channel(QUEUE);
+    enable_forwarding();
+
+    let store = match options.enabled(Feature::Cni) || options.enabled(Feature::Policy) {
+        true => Some(Store::open(&options.run_dir).context("cannot open the store of attachments")?),
+        false => None,
+    };
+    let policy = match options.enabled(Feature::Policy) {
+        true => Some(start_policy(&options, store.as_ref(), &health, &events)?),
+        false => None,
+    };
+    if let Some(store) = &store {
+        follow_attachments(&options, store, policy.as_ref(), &facts, &events)?;
+    }
+    let (links, link_events) = Links::spawn().context("cannot follow the kernel's links")?;
+    pump(link_events, events.clone(), Event::Link);
+    let (fib, inherited) = match options.enabled(Feature::Bgp) && !options.no_fib {
+        true => start_fib().await.map(|(fib, inherited)| (Some(fib), inherited))?,
+        false => (None, false),
+    };
+    let cni = options.enabled(Feature::Cni).then(|| CniConfig {
+        run_dir: options.run_dir.clone(),
+        conf_dir: options.cni_conf_dir.clone(),
+        bin_dir: options.cni_bin_dir.clone(),
+        node_name: options.node_name.clone(),
+        interface_prefix: options.pod_interface_prefix.clone(),
+    });
+    let api = Arc::new(Api {
+        node: options.node_name.clone(),
+        started: epoch_now(),
+        source: options.manifests.display().to_string(),
+        facts: facts.clone(),
+        bgp: std::sync::OnceLock::new(),
+        bgp_enabled: options.enabled(Feature::Bgp),
+        policy: policy.clone(),
+        fib: fib.clone(),
+        links: links.clone(),
+        store: store.filter(|_| cni.is_some()),
+    });
+    watch("admin API", &events, serve(admin, api.clone()));
+    watch("read-only API", &events, serve(read_only, api.clone()));
+    watch("health and metrics", &events, web::serve(web_socket, health.clone(), api.clone()));
+    health.report("source", false, "not read yet");
+    let updates = manifest_dir::spawn(options.manifests.clone()).context("cannot follow the manifests")?;
+    pump(updates, events.clone(), Event::Source);
+
+    tracing::info!(node = %options.node_name, version = env!("CARGO_PKG_VERSION"), inherited, "agent started");
+    let agent = Loop {
+        desired: Desired::new(&options.node_name, &options.namespace),
+        options,
+        health,
+        facts,
+        api,
+        events,
+        in_sync: false,
+        links,
+        policy,
+        fib,
+        bgp: None,
+        cni,
+        inherited,
+        sweep_at: None,
+        routes: Routes::default(),
+        next_hops: NextHops::default(),
+        told: BgpIntent::default(),
+        node: None,
+    };
+    Ok((agent, inbox))
+}
+
+/// A router forwards. Where the agent may not write these (a read-only /proc/sys), an init container has, and the status
+/// says so if it has not.
+fn enable_forwarding() {
+    for name in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        if sysctl::read(name).is_ok_and(|value| value == "0") {
+            match sysctl::write(name, "1") {
+                Ok(()) => tracing::info!(name, "forwarding enabled"),
+                Err(e) => tracing::warn!(name, error = %e, "forwarding is off and cannot be enabled"),
+            }
+        }
+    }
+}
+
+fn start_policy(
+    options: &Options,
+    store: Option<&Store>,
+    health: &Health,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<PolicyHandle> {
+    let mut engine = Engine::new(EngineConfig {
+        interface_prefix: options.pod_interface_prefix.clone(),
+        mark_mask: options.mark_mask,
+        ..EngineConfig::new(&options.node_name)
+    })?;
+    // Known before the first plan: a restart must not take a running pod for a stranger.
+    if let Some(store) = store {
+        let known = attachments::read(store).context("cannot read the attachments")?;
+        attachments::difference(&Default::default(), &known).into_iter().for_each(|u| engine.apply(u));
+    }
+    let backend = match options.iptables_backend {
+        options::Backend::Auto => None,
+        options::Backend::Nft => Some(Backend::Nft),
+        options::Backend::Legacy => Some(Backend::Legacy),
+    };
+    let kernel = PolicyKernel::open(backend).context("policy cannot be enforced")?;
+    let events = events.clone();
+    let notify = move |kernel: &policy_worker::Kernel| {
+        // The loop may be gone at the very end; nobody needs the news then.
+        let _ = events.blocking_send(Event::Policy(kernel.clone()));
+    };
+    let (handle, _thread) = policy_worker::spawn(engine, kernel, health.clone(), notify)
+        .context("cannot start the policy thread")?;
+    Ok(handle)
+}
+
+fn follow_attachments(
+    options: &Options,
+    store: &Store,
+    policy: Option<&PolicyHandle>,
+    facts: &SharedFacts,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<()> {
+    let look = Arc::new(Notify::new());
+    watch(
+        "attachments",
+        events,
+        attachments::follow(store.clone(), policy.cloned(), facts.clone(), look.clone()),
+    );
+    if options.enabled(Feature::Cni) {
+        let socket = sockets::listen(&options.run_dir.join(manx_cni::agent::SOCKET), 0o600)?;
+        let server = CniServer { policy: policy.cloned(), facts: facts.clone(), look };
+        facts.with(|f| f.cni_blocked = Some("the source is not in sync yet".to_owned()));
+        watch("cni.sock", events, async move { Ok(cni_server::serve(socket, server).await?) });
+    }
+    Ok(())
+}
+
+/// The writer, and whether a predecessor left routes.
+async fn start_fib() -> anyhow::Result<(FibHandle, bool)> {
+    let fib = Fib::spawn(FibConfig::default()).context("cannot program routes")?;
+    let handle = fib.clone();
+    let read = tokio::task::spawn_blocking(move || handle.wait_idle(FIRST_DUMP)).await?;
+    anyhow::ensure!(read, "the kernel's routes could not be read within {} s", FIRST_DUMP.as_secs());
+    let stats = fib.stats();
+    let inherited = Family::BOTH.into_iter().any(|family| stats.installed(family) > 0);
+    Ok((fib, inherited))
+}
+
+async fn serve(listener: UnixListener, api: Arc<Api>) -> anyhow::Result<()> {
+    Ok(axum::serve(listener, server::router(api)).await?)
+}
+
+/// Carries a room's events to the loop.
+pub(super) fn pump<T: Send + 'static>(
+    mut from: mpsc::Receiver<T>,
+    events: mpsc::Sender<Event>,
+    wrap: impl Fn(T) -> Event + Send + 'static,
+) {
+    tokio::spawn(async move {
+        while let Some(item) = from.recv().await {
+            if events.send(wrap(item)).await.is_err() {
+                return;
+            }
+        }
+        // A room that has nothing to say any more is broken, but for the end of the agent.
+        let ended = anyhow::anyhow!("{} has ended", std::any::type_name::<T>());
+        let _ = events.send(Event::Broken(ended)).await;
+    });
+}
+
+/// Runs a task that must not end; the loop hears of it when it does.
+fn watch(
+    name: &'static str,
+    events: &mpsc::Sender<Event>,
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    let events = events.clone();
+    tokio::spawn(async move {
+        let error = match task.await {
+            Ok(()) => anyhow::anyhow!("{name} has ended"),
+            Err(e) => e.context(name),
+        };
+        let _ = events.send(Event::Broken(error)).await;
+    });
+}
