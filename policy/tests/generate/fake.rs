@@ -8,6 +8,7 @@ use manx_policy::ir::{
     Chain, ConnState, Hook, InterfaceMatch, Match, Member, Program, Rule, SetKind, Side, Table, Verdict,
 };
 use manx_policy::model::{Family, Protocol};
+use manx_policy::names::set_prefix;
 use manx_policy::plan::{Observed, ObservedSet, Step};
 
 type Tables = BTreeMap<(Table, String), Vec<String>>;
@@ -133,7 +134,9 @@ impl FakeKernel {
                 }
             }
         }
-        for (name, (kind, members)) in &self.sets {
+        for (name, (kind, members)) in
+            self.sets.iter().filter(|(name, _)| name.starts_with(set_prefix(family)))
+        {
             program.sets.insert(name.clone(), (*kind, members.iter().copied().collect()));
         }
         program
