@@ -175,33 +175,35 @@ impl Directory {
 
     fn collect_problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
+        let of_all = |reason: &str, stale: bool| Problem {
+            file: None,
+            line: None,
+            object: None,
+            reason: reason.to_owned(),
+            effect: if stale { "what it said before stays in force" } else { "" },
+            stale,
+        };
         if let Some(reason) = &self.trouble {
-            let reason = reason.clone();
-            problems.push(Problem { file: None, line: None, object: None, reason, stale: self.in_sync });
+            problems.push(of_all(reason, self.in_sync));
         } else if self.read_once && self.files.is_empty() && !self.in_sync {
             let reason = "no manifest in the directory yet: waiting for the first *.yaml, *.yml or *.json";
-            problems.push(Problem {
-                file: None,
-                line: None,
-                object: None,
-                reason: reason.to_owned(),
-                stale: false,
-            });
+            problems.push(of_all(reason, false));
         }
         for (name, file) in &self.files {
-            let problem = |note: &Note, suffix: &str, stale: bool| Problem {
+            let problem = |note: &Note, effect: &'static str, stale: bool| Problem {
                 file: Some(name.to_string()),
                 line: note.line,
                 object: note.object.clone(),
-                reason: format!("{}{suffix}", note.reason),
+                reason: note.reason.clone(),
+                effect,
                 stale,
             };
-            let consequence = if file.read_once {
-                " (what the file said before stays in force)"
+            let effect = if file.read_once {
+                "what the file said before stays in force"
             } else {
-                " (nothing in the file is in force)"
+                "nothing in the file is in force"
             };
-            problems.extend(file.faults.iter().map(|n| problem(n, consequence, file.read_once)));
+            problems.extend(file.faults.iter().map(|n| problem(n, effect, file.read_once)));
             problems.extend(file.notes.iter().map(|n| problem(n, "", false)));
         }
         for key in &self.contested {
@@ -229,6 +231,7 @@ fn contest(key: &ObjectKey, claims: &Claims) -> Vec<Problem> {
             line: Some(claim.line),
             object: Some(key.to_string()),
             reason: reason(i),
+            effect: "",
             stale: false,
         })
         .collect()

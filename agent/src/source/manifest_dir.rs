@@ -248,10 +248,10 @@ impl Follower {
                 Update::Set(_) => set += 1,
                 Update::Remove(_) => removed += 1,
                 Update::Problems(now) => {
-                    for Problem { file, line, object, reason, .. } in
+                    for Problem { file, line, object, reason, effect, .. } in
                         now.iter().filter(|p| !self.told.contains(p))
                     {
-                        warn!(file, line, object, reason, "manifest problem");
+                        warn!(file, line, object, reason, effect, "manifest problem");
                     }
                     for Problem { file, line, object, reason, .. } in
                         self.told.iter().filter(|p| !now.contains(p))

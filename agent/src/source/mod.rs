@@ -49,6 +49,8 @@ pub struct Problem {
     pub object: Option<String>,
     /// What is wrong and what to do about it; one line, without the values of secrets.
     pub reason: String,
+    /// What follows from it, such as "what the file said before stays in force"; empty: nothing to add.
+    pub effect: &'static str,
     /// What was said before stays in force, so that the state in force is older than what the source holds.
     pub stale: bool,
 }
@@ -59,7 +61,10 @@ impl From<&Problem> for crate::view::StatusProblem {
             file: p.file.clone(),
             line: p.line,
             object: p.object.clone(),
-            reason: p.reason.clone(),
+            reason: match p.effect {
+                "" => p.reason.clone(),
+                effect => format!("{} ({effect})", p.reason),
+            },
         }
     }
 }

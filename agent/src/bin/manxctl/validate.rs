@@ -39,8 +39,9 @@ pub(crate) fn run(files: &[PathBuf], printer: &Printer) -> Result<Exit, Failure>
             Update::Remove(_) | Update::InSync => {}
         }
     }
-    // What the agent would do about a fault is its own affair.
-    let errors: Vec<StatusProblem> = problems.iter().map(|p: &Problem| StatusProblem::from(p)).collect();
+    // What would follow for an agent does not matter here.
+    let errors: Vec<StatusProblem> =
+        problems.into_iter().map(|p| StatusProblem::from(&Problem { effect: "", ..p })).collect();
     printer.print(&Validation {
         api_version: ApiVersion,
         kind: "Validation",
