@@ -199,6 +199,15 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_with_one_path_costs_what_the_goal_of_150_bytes_a_route_allows() {
+        // Index entry and control byte, at the worst load of the hash table; the rest of the goal is for attributes.
+        let index = (size_of::<u32>() + 1) * 16 / 7;
+        assert_eq!(size_of::<Paths>(), 24);
+        assert!(size_of::<Ipv4Prefix>() + size_of::<Paths>() + index <= 48);
+        assert!(size_of::<Ipv6Prefix>() + size_of::<Paths>() + index <= 64);
+    }
+
+    #[test]
     fn slots_are_reused_only_after_everybody_has_been_told() {
         let mut t = Table::new(Family::Ipv4Unicast);
         let a = t.find_or_insert(p("10.0.0.0/8"));

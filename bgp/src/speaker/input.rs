@@ -19,6 +19,9 @@ use crate::wire::iana::{cease, error};
 use crate::wire::message::{Message, Notification, RefreshKind, RouteRefresh, Update};
 use crate::wire::{self, DecodeContext};
 
+/// So many closed connections of a peer may wait for their last words to be fetched.
+const MAX_CLOSING: usize = 4;
+
 impl Speaker {
     /// A connection came in. `None`: nobody is configured at that address, or the peer refuses it now; close it.
     pub fn accepted(&mut self, now: Instant, endpoints: Endpoints) -> Option<ConnId> {
@@ -231,6 +234,8 @@ impl Speaker {
                     c.closing = true;
                     if c.outbox.is_empty() {
                         self.conns.remove(&conn);
+                    } else {
+                        self.remember_last_words(id, conn);
                     }
                     self.effects.push_back(Effect::Close(conn));
                 }
@@ -245,6 +250,17 @@ impl Speaker {
                     PeerFact { peer: peer.config.name.clone(), from: from.name(), to: to.name(), reason };
                 self.effects.push_back(Effect::Peer(fact));
             }
+        }
+    }
+
+    /// A closed connection is kept until its last words are fetched. Where a connection breaks before that nobody fetches
+    /// them: of a peer that flaps only the latest few are kept.
+    fn remember_last_words(&mut self, id: u32, conn: ConnId) {
+        let Some(peer) = self.peers[id as usize].as_mut() else { return };
+        peer.closing.push_back(conn);
+        if peer.closing.len() > MAX_CLOSING {
+            let oldest = peer.closing.pop_front().expect("it is longer than that");
+            self.conns.remove(&oldest);
         }
     }
 

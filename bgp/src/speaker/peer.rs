@@ -1,12 +1,13 @@
 //! A peer as the speaker holds it: configuration, session, what its last OPEN said, counters.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::BytesMut;
 
 use crate::session::{Negotiated, Session};
 use crate::speaker::helper::Helping;
-use crate::speaker::{Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
+use crate::speaker::{ConnId, Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
 use crate::types::{Asn, PeerType, PerFamily};
 use crate::wire::header::Framer;
 use crate::wire::iana::cease;
@@ -33,6 +34,8 @@ pub(super) struct Peer {
     /// On the session that is up, people know of refused prefixes beyond the limit.
     pub(super) limit_told: PerFamily<bool>,
     pub(super) messages: MessagesView,
+    /// Connections that `Effect::Close` has named and whose last words were not fetched yet, or were.
+    pub(super) closing: VecDeque<ConnId>,
     /// The entry in the speaker's timers.
     pub(super) scheduled: Option<Instant>,
 }
@@ -60,6 +63,7 @@ impl Peer {
             helping: None,
             limit_told: PerFamily::both(false),
             messages: MessagesView::default(),
+            closing: VecDeque::new(),
             scheduled: None,
         }
     }
