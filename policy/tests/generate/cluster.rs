@@ -30,7 +30,7 @@ pub(crate) fn interface(i: usize) -> String {
     format!("manx{:011x}", i * 0x1234_5678)
 }
 
-fn labels() -> impl Strategy<Value = Labels> {
+pub(crate) fn labels() -> impl Strategy<Value = Labels> {
     vec((select(&KEYS[..]), select(&VALUES[..])), 0..3).prop_map(Labels::from_iter)
 }
 
