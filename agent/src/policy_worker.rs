@@ -229,6 +229,7 @@ impl Worker {
             if plan.is_empty() {
                 return Ok(());
             }
+            tracing::trace!(?plan, "policy plan");
             let started = Instant::now();
             let outcome = self.kernel.execute(&plan);
             self.shown.last_applied = Some((outcome.at, started.elapsed()));

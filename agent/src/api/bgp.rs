@@ -68,12 +68,9 @@ pub fn peer(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> view::P
         router_id: peer.router_id.map(|id| id.to_string()),
         local_address: peer.local_address.map(|a| a.to_string()),
         remote_address: established.then(|| peer.address.to_string()),
-        peer_type: peer.peer_type.map(|t| {
-            match t {
-                PeerType::Internal => "Internal",
-                PeerType::External => "External",
-            }
-            .to_owned()
+        peer_type: Some(match peer.peer_type {
+            PeerType::Internal => "Internal".to_owned(),
+            PeerType::External => "External".to_owned(),
         }),
         settings: info.settings.clone(),
         hold_time: established.then(|| peer.timers.hold_time.unwrap_or(0).into()),

@@ -154,9 +154,7 @@ impl Desired {
         let Some(node) = self.this_node() else {
             return BgpIntent { problems: vec![self.no_node()], ..BgpIntent::default() };
         };
-        let mut problems = self.unsupported();
-        let (peers, peer_problems) = peers::peers(self, node, local);
-        problems.extend(peer_problems);
+        let peers = peers::peers(self, node, local);
         let listen = node.internal_ips.iter().map(|ip| SocketAddr::new(*ip, self.bgp.listen_port)).collect();
         BgpIntent {
             speaker: Some(SpeakerIntent {
@@ -171,7 +169,7 @@ impl Desired {
             originate: node.pod_cidrs.iter().copied().map(Prefix::from).collect(),
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
-            problems,
+            problems: Vec::new(),
         }
     }
 
@@ -193,20 +191,6 @@ impl Desired {
                 .to_owned(),
             ..StatusProblem::default()
         }
-    }
-
-    /// Settings that are read but not acted on, of the objects that concern this node.
-    fn unsupported(&self) -> Vec<StatusProblem> {
-        let bgp = self.bgp.unsupported().into_iter().map(|issue| ("BGPConfiguration default", issue));
-        let network =
-            self.network.unsupported().into_iter().map(|issue| ("NetworkConfiguration default", issue));
-        bgp.chain(network)
-            .map(|(object, issue)| StatusProblem {
-                object: Some(object.to_owned()),
-                reason: format!("{}: {}", issue.path, issue.reason),
-                ..StatusProblem::default()
-            })
-            .collect()
     }
 }
 

@@ -13,23 +13,13 @@ use super::{Desired, PeerIntent, router_id_of};
 use crate::api::bgp::PeerInfo;
 use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
 use crate::source::Node;
-use crate::view::{PeerSettings, StatusProblem};
+use crate::view::PeerSettings;
 
-/// The peers of `node`, and what is wrong with those that it cannot have.
-pub(super) fn peers(
-    desired: &Desired,
-    node: &Node,
-    local: &[IpNetwork],
-) -> (BTreeMap<String, PeerIntent>, Vec<StatusProblem>) {
+/// The peers of `node`. Those that this version cannot find (by interface, by default gateway) are among the problems of
+/// the source, which names their file and line.
+pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTreeMap<String, PeerIntent> {
     let mut peers = BTreeMap::new();
-    let mut problems = Vec::new();
     for peer in desired.peers.values().filter(|p| selects(p, node)) {
-        problems.extend(peer.unsupported().into_iter().map(|issue| StatusProblem {
-            object: Some(format!("BGPPeer {}", peer.name)),
-            reason: format!("{}: {}", issue.path, issue.reason),
-            ..StatusProblem::default()
-        }));
-        // The other targets are among the unsupported settings above.
         if let PeerTarget::Address(address) = peer.target {
             peers.insert(peer.name.clone(), declared(desired, peer, address, node, local));
         }
@@ -44,7 +34,7 @@ pub(super) fn peers(
             peers.extend(mesh_peers(desired, node, other, local));
         }
     }
-    (peers, problems)
+    peers
 }
 
 fn selects(peer: &BgpPeer, node: &Node) -> bool {

@@ -285,6 +285,11 @@ impl FibHandle {
         self.0.shared.lock().table.state(prefix)
     }
 
+    /// Whether there are routes of a predecessor that nobody has asked for yet.
+    pub fn inherited(&self) -> bool {
+        self.0.shared.lock().table.inherited()
+    }
+
     /// Counters and gauges.
     pub fn stats(&self) -> FibStats {
         self.0.shared.lock().table.stats()

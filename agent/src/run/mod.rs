@@ -273,10 +273,16 @@ impl Loop {
         if self.node.as_ref() != Some(&intent) {
             cni.write_node(&intent)?;
             let conflist = cni.write_conflist()?;
-            tracing::info!(cidrs = ?intent.pod_cidrs, mtu = intent.mtu, conflist = %conflist.display(), "pods can be attached");
+            let cidrs: Vec<_> = intent.pod_cidrs.iter().map(ToString::to_string).collect();
+            tracing::info!(
+                cidrs = cidrs.join(","),
+                mtu = intent.mtu,
+                conflist = %conflist.display(),
+                "pods can be attached"
+            );
             self.facts.with(|f| {
                 f.conflist = Some(conflist.display().to_string());
-                f.pod_cidrs = intent.pod_cidrs.iter().map(ToString::to_string).collect();
+                f.pod_cidrs = cidrs;
             });
             self.node = Some(intent);
         }

@@ -22,7 +22,7 @@ use crate::kernel::fib::{Fib, FibConfig, FibHandle};
 use crate::kernel::iptables::Backend;
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
-use crate::kernel::{Family, sysctl};
+use crate::kernel::sysctl;
 use crate::options::{self, Feature, Options};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
@@ -187,8 +187,7 @@ async fn start_fib() -> anyhow::Result<(FibHandle, bool)> {
     let handle = fib.clone();
     let read = tokio::task::spawn_blocking(move || handle.wait_idle(FIRST_DUMP)).await?;
     anyhow::ensure!(read, "the kernel's routes could not be read within {} s", FIRST_DUMP.as_secs());
-    let stats = fib.stats();
-    let inherited = Family::BOTH.into_iter().any(|family| stats.installed(family) > 0);
+    let inherited = fib.inherited();
     Ok((fib, inherited))
 }
 

@@ -549,6 +549,10 @@ impl Table {
         self.writes.is_empty() && self.deletes.is_empty()
     }
 
+    pub(super) fn inherited(&self) -> bool {
+        self.entries.values().any(|entry| entry.inherited)
+    }
+
     pub(super) fn stats(&self) -> FibStats {
         let queued = self.writes.len() + self.deletes.len();
         FibStats { queued, missing: self.failures.len(), ..self.stats.clone() }
