@@ -34,6 +34,7 @@ const SUN_PATH: usize = 108;
 /// What the plugin asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "camelCase")]
+#[allow(clippy::large_enum_variant, reason = "one is made per process")]
 pub enum Request {
     /// Answer when the policy of this very attachment is in the kernel.
     Confirm {

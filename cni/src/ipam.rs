@@ -107,7 +107,7 @@ impl Pool {
             match standing(candidate) {
                 Standing::Free => return Choice::Address(candidate),
                 Standing::Cooling(since) if oldest.is_none_or(|(s, _)| since < s) => {
-                    oldest = Some((since, candidate))
+                    oldest = Some((since, candidate));
                 }
                 Standing::Cooling(_) | Standing::Held => {}
             }

@@ -1,0 +1,88 @@
+//! Taking attachments away: DEL, GC, and what a failed or crashed ADD leaves.
+//!
+//! Link first, addresses last: an address is free only when nothing answers to it any more. All of it can be repeated,
+//! needs no namespace, no agent and no earlier result, and goes by container id and interface name alone.
+
+use crate::link;
+use crate::names;
+use crate::node::NodeConfig;
+use crate::spec::{Environment, Error, NetConf};
+use crate::store::{Key, Store};
+
+/// Detaches a pod; what is not there is no error. `now` in epoch seconds.
+///
+/// # Errors
+/// The link could not be removed, and then its addresses stay held; or the store is broken.
+pub(crate) fn del(environment: &Environment, conf: &NetConf, now: u64) -> Result<(), Error> {
+    let key = environment.key.clone().expect("DEL has a container id and an interface name");
+    let store = Store::existing(&conf.run_dir);
+    let known = store.as_ref().and_then(|store| interface(store, &key));
+    // The state may be lost while the link is not.
+    let interface = known.unwrap_or_else(|| {
+        let prefix = NodeConfig::read(&conf.run_dir).map(|node| node.interface_prefix);
+        let prefix = prefix.as_deref().unwrap_or(names::DEFAULT_PREFIX);
+        names::host_interface(prefix, &key.container_id, &key.ifname)
+    });
+    match store {
+        Some(store) => everything(&store, &key, Some(&interface), now),
+        None => Ok(link::delete_detached(&interface).map(drop)?),
+    }
+}
+
+/// Removes what the runtime does not know any more, of this network only; without a list, nothing. `now` in epoch
+/// seconds.
+///
+/// # Errors
+/// Of the first attachment that could not be removed; the others are.
+pub(crate) fn gc(conf: &NetConf, now: u64) -> Result<(), Error> {
+    let (Some(valid), Some(store)) = (&conf.valid_attachments, Store::existing(&conf.run_dir)) else {
+        return Ok(());
+    };
+    let mut gone = Vec::new();
+    let mut interfaces = Vec::new();
+    for key in store.keys()? {
+        let network = store.owned(&key).map(|o| o.network).or_else(|| store.attachment(&key)?.network);
+        if valid.contains(&key) || network.as_deref() != Some(conf.name.as_str()) || store.is_busy(&key) {
+            continue;
+        }
+        interfaces.extend(interface(&store, &key));
+        gone.push(key);
+    }
+    link::delete_all(&interfaces)?;
+    let mut outcome = Ok(());
+    for key in gone {
+        outcome = outcome.and(everything(&store, &key, None, now));
+    }
+    outcome
+}
+
+/// Takes all of an attachment away; `interface`: the host end, if there may be one. `now` in epoch seconds.
+///
+/// # Errors
+/// The link could not be removed, and then all else stays for the next try; or the store is broken.
+pub(crate) fn everything(store: &Store, key: &Key, interface: Option<&str>, now: u64) -> Result<(), Error> {
+    if let Some(interface) = interface {
+        link::delete_detached(interface)?;
+    }
+    let retracted = store.retract(key);
+    let released = store.release(key, now);
+    let abandoned = store.abandon(key);
+    Ok(retracted.and(released).and(abandoned)?)
+}
+
+/// Takes away what an ADD that crashed has left; its successor's mark stays.
+///
+/// # Errors
+/// As those of [`everything`].
+pub(crate) fn leftovers(store: &Store, key: &Key, now: u64) -> Result<(), Error> {
+    if let Some(interface) = interface(store, key) {
+        link::delete_detached(&interface)?;
+    }
+    store.retract(key)?;
+    Ok(store.release(key, now)?)
+}
+
+/// The host end, as ADD has noted it.
+fn interface(store: &Store, key: &Key) -> Option<String> {
+    store.owned(key).map(|owned| owned.interface).or_else(|| Some(store.attachment(key)?.interface))
+}
