@@ -86,6 +86,8 @@ pub struct Snapshot {
     pub rules: Vec<String>,
     /// Packet counter of each rule line, in the same order; absent for chain declarations.
     pub counters: Vec<Option<u64>>,
+    /// Every rule with the handle that nf_tables gave it when it was written; empty where rules are in legacy tables.
+    pub handles: Vec<String>,
     /// Sets and members, sorted.
     pub sets: Vec<String>,
 }
@@ -120,7 +122,8 @@ impl Snapshot {
         let mut sets: Vec<String> =
             text.lines().filter(|line| line.contains("manx")).map(str::to_owned).collect();
         sets.sort();
-        Ok(Self { routes, rules, counters, sets })
+        let handles = handles(&netns.run("nft -a list ruleset")?);
+        Ok(Self { routes, rules, counters, handles, sets })
     }
 
     /// The lines that are in one of the two only, each with a sign; empty when they say the same.
@@ -138,11 +141,41 @@ impl Snapshot {
         found
     }
 
-    /// Rules whose counter went back, which means that they were written again. Only for snapshots with the same rules.
-    pub fn rewritten(&self, later: &Self) -> Vec<&str> {
+    /// Rules whose counter went back or whose handle is another, which means that they were written again. Only for snapshots
+    /// with the same rules.
+    pub fn rewritten<'a>(&'a self, later: &'a Self) -> Vec<&'a str> {
         let both = self.counters.iter().zip(&later.counters).zip(&self.rules);
-        both.filter(|((before, after), _)| after < before).map(|(_, rule)| rule.as_str()).collect()
+        let reset = both.filter(|((before, after), _)| after < before).map(|(_, rule)| rule);
+        let renewed = later.handles.iter().filter(|rule| !self.handles.contains(rule));
+        reset.chain(renewed).map(String::as_str).collect()
     }
+}
+
+/// The rules of our chains, and those that jump there, from `nft -a list ruleset`; counters left out.
+fn handles(text: &str) -> Vec<String> {
+    let (mut found, mut table, mut ours) = (Vec::new(), "", false);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("table ") {
+            table = line.split(" {").next().unwrap_or(line);
+        } else if line.starts_with("chain ") {
+            ours = line.contains("MANX");
+        } else if (ours || line.contains("MANX")) && line.contains("# handle") {
+            found.push(format!("{table}: {}", without_counters(line)));
+        }
+    }
+    found
+}
+
+/// `… counter packets 5 bytes 300 …` without the two numbers.
+fn without_counters(line: &str) -> String {
+    let mut words: Vec<&str> = Vec::new();
+    for word in line.split_whitespace() {
+        if matches!(words.last(), Some(&"packets" | &"bytes")) && word.chars().all(|c| c.is_ascii_digit()) {
+            continue;
+        }
+        words.push(word);
+    }
+    words.join(" ")
 }
 
 /// `[packets:bytes] -A …` or `:CHAIN - [packets:bytes]`; a chain of ours has no policy and so no counter that means anything.
@@ -164,8 +197,22 @@ mod tests {
             routes: vec![],
             rules: rules.iter().map(|(r, _)| (*r).to_owned()).collect(),
             counters: rules.iter().map(|(_, c)| Some(*c)).collect(),
+            handles: vec![],
             sets: vec![],
         }
+    }
+
+    #[test]
+    fn a_rule_written_again_has_another_handle() {
+        let ruleset = |handle, packets| {
+            format!(
+                "table ip filter {{ # handle 1\n\tchain MANX-FORWARD {{ # handle 5\n\t\tcounter packets {packets} bytes 9 drop \
+                 # handle {handle}\n\t}}\n\tchain FORWARD {{ # handle 2\n\t\tcounter packets 1 bytes 9 jump OTHER # handle 3\n"
+            )
+        };
+        assert_eq!(handles(&ruleset(6, 1)), ["table ip filter: counter packets bytes drop # handle 6"]);
+        assert_eq!(handles(&ruleset(6, 1)), handles(&ruleset(6, 2)));
+        assert_ne!(handles(&ruleset(6, 1)), handles(&ruleset(7, 1)));
     }
 
     #[test]
