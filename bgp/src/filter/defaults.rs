@@ -97,6 +97,11 @@ impl Protected {
         self.node.replace(addresses)
     }
 
+    /// Whether this is an address of the node.
+    pub fn is_node(&self, addr: IpAddr) -> bool {
+        self.node.has_within(host(addr))
+    }
+
     /// Replaces the peers' addresses. Whether anything changed.
     pub fn set_peers(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
         self.peers.replace(addresses)
@@ -144,9 +149,7 @@ impl PrefixSet {
     fn replace(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
         let mut new = PrefixSet::default();
         for addr in addresses {
-            let host =
-                Prefix::new(addr, if addr.is_ipv4() { 32 } else { 128 }).expect("a host length is legal");
-            new.set(host, true);
+            new.set(host(addr), true);
         }
         let changed = new != *self;
         *self = new;
@@ -163,6 +166,10 @@ impl PrefixSet {
             Prefix::new(inner.addr(), *len).is_some_and(|shorter| self.prefixes.contains(&shorter))
         })
     }
+}
+
+fn host(addr: IpAddr) -> Prefix {
+    Prefix::new(addr, if addr.is_ipv4() { 32 } else { 128 }).expect("a host length is legal")
 }
 
 #[cfg(test)]

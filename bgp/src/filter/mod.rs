@@ -523,7 +523,7 @@ mod tests {
             Match { communities: vec![7, 9], ..yes.clone() },
             Match { next_hop: Some(p("10.0.1.0/24")), ..yes.clone() },
             Match { neighbor: Some(Neighbor::Name("other".into())), ..yes.clone() },
-            Match { prefix: range("10.1.0.0/17", None, None), ..yes.clone() },
+            Match { prefix: range("10.1.0.0/17", None, None), ..yes },
         ] {
             assert!(!c.satisfies(p("10.1.0.0/16"), &no));
         }

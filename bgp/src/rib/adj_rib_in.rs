@@ -47,7 +47,7 @@ pub(crate) enum Reject {
     OriginatorId,
     /// We reflected it: our cluster is in the CLUSTER_LIST (RFC 4456 8).
     ClusterLoop,
-    /// Its next hop is our own address (RFC 4271 6.3 a).
+    /// Its next hop is an address of our own (RFC 4271 6.3 a).
     OwnNextHop,
     /// Over the prefix limit.
     MaxPrefixes,
@@ -272,7 +272,8 @@ impl Rib {
         let attributes = prepare(policy, attributes);
         let mut crossed = None;
         for reach in reach {
-            let own_next_hop = reach.next_hop.addr() == policy.own_address;
+            let hop = reach.next_hop.addr();
+            let own_next_hop = hop == policy.own_address || self.protected.is_node(hop);
             let candidate = Candidate::new(&attributes, Some(reach.next_hop), &policy.name, policy.address);
             // Attributes as an accepting rule leaves them; prefixes of an UPDATE mostly meet the same rule.
             let mut last: Option<(Option<RuleRef>, AttrId, NextHop)> = None;

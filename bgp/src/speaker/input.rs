@@ -334,7 +334,7 @@ fn import_policy(
         allow_as_in: config.allow_as_in,
         filters: config.import.clone(),
         max_prefixes: config.max_prefixes,
-        own_address: endpoints.local.ip(),
+        own_address: canonical(endpoints.local.ip()),
         ifindex: endpoints.ifindex,
     }
 }

@@ -30,6 +30,7 @@ mod view;
 
 pub use config::*;
 pub use effect::*;
+use input::canonical;
 use peer::{Conn, Peer};
 use restart::Restart;
 pub use view::*;
@@ -273,7 +274,8 @@ impl Speaker {
     }
 
     fn refresh_protected_addresses(&mut self) {
-        let sessions = self.peers.iter().flatten().filter_map(|p| p.endpoints.as_ref()).map(|e| e.local.ip());
+        let sessions =
+            self.peers.iter().flatten().filter_map(|p| p.endpoints.as_ref()).map(|e| canonical(e.local.ip()));
         let all: Vec<IpAddr> = self.local_addresses.iter().copied().chain(sessions).collect();
         self.rib.set_node_addresses(&all);
     }

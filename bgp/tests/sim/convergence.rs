@@ -56,6 +56,19 @@ fn twenty_nodes_in_full_mesh_converge_although_every_pair_collides() {
 }
 
 #[test]
+fn trap_8_in_a_node_mesh_one_side_is_passive_by_rule() {
+    let mut net = Net::new();
+    let all: Vec<N> = (0..12).map(|_| net.add(OUR_AS, |_| {})).collect();
+    for a in &all {
+        for b in &all[..*a] {
+            net.peer(*a, *b, |me, config| config.passive = me == *a);
+        }
+    }
+    net.run_until(secs(30), |n| n.all_reach_all(&all)).expect("converges");
+    assert!(net.nodes.iter().all(|n| n.flaps == 0));
+}
+
+#[test]
 fn thirty_clients_behind_a_reflector_converge_to_each_others_own_next_hops() {
     let (mut net, all) = reflected(30);
     net.run_until(secs(60), |n| n.all_reach_all(&all)).expect("converges");

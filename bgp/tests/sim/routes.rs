@@ -603,8 +603,13 @@ fn our_own_address_as_next_hop_is_refused() {
     let mut b = Bench::new();
     b.peer(Bench::tor("tor", "10.0.0.2"));
     let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
-    b.announce(conn, &[X], &attributes(&[65001]), "10.0.0.1");
-    assert_eq!(b.path(X, "10.0.0.2").unwrap().reason.as_deref(), Some("next hop is our own address"));
+    b.speaker.set_local_addresses(b.now, vec![ip("192.168.7.1")]);
+    for own in ["10.0.0.1", "192.168.7.1"] {
+        b.announce(conn, &[X], &attributes(&[65001]), own);
+        assert_eq!(b.path(X, "10.0.0.2").unwrap().reason.as_deref(), Some("next hop is our own address"));
+        b.announce(conn, &[X], &attributes(&[65001]), "10.0.0.2");
+        assert_eq!(hops(&b, X), ["10.0.0.2"]);
+    }
 }
 
 #[test]
