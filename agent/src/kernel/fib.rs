@@ -29,7 +29,7 @@ use ipnetwork::IpNetwork;
 
 #[cfg(test)]
 pub(crate) use message::KernelHop;
-pub(crate) use message::{KernelRoute, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address};
+pub(crate) use message::{KernelRoute, Ownership, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address};
 pub use route::{NextHop, NextHops, Route};
 use table::Table;
 

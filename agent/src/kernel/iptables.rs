@@ -122,8 +122,8 @@ pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
 /// The tables of iptables-legacy that are loaded in this namespace; `None`: its modules are not.
 pub fn legacy_tables(family: Family) -> Option<Vec<String>> {
     let path = match family {
-        Family::Ipv4 => "/proc/net/ip_tables_names",
-        Family::Ipv6 => "/proc/net/ip6_tables_names",
+        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
+        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
     };
     let text = fs::read_to_string(path).ok()?;
     Some(text.lines().map(str::to_owned).collect())
