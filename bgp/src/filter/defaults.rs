@@ -92,9 +92,9 @@ impl Protected {
         self.own.set(prefix, present)
     }
 
-    /// Replaces the node's addresses. Whether anything changed.
-    pub fn set_node(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
-        self.node.replace(addresses)
+    /// Adds or removes an address of the node. Whether anything changed.
+    pub fn set_node(&mut self, addr: IpAddr, present: bool) -> bool {
+        self.node.set(host(addr), present)
     }
 
     /// Whether this is an address of the node.
@@ -102,9 +102,9 @@ impl Protected {
         self.node.has_within(host(addr))
     }
 
-    /// Replaces the peers' addresses. Whether anything changed.
-    pub fn set_peers(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
-        self.peers.replace(addresses)
+    /// Adds or removes the address of a peer. Whether anything changed.
+    pub fn set_peer(&mut self, addr: IpAddr, present: bool) -> bool {
+        self.peers.set(host(addr), present)
     }
 
     /// Which rule refuses the prefix.
@@ -144,16 +144,6 @@ impl PrefixSet {
             }
         }
         gone
-    }
-
-    fn replace(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
-        let mut new = PrefixSet::default();
-        for addr in addresses {
-            new.set(host(addr), true);
-        }
-        let changed = new != *self;
-        *self = new;
-        changed
     }
 
     /// Prefixes sort by address, then length: what lies within `outer` begins at `outer` itself, without gaps.
@@ -216,12 +206,17 @@ mod tests {
     #[test]
     fn default_import_refuses_what_covers_a_peer_or_the_node() {
         let mut protected = Protected::default();
-        protected.set_node(["10.1.0.11".parse().unwrap(), "fd00:1::11".parse().unwrap()]);
-        protected.set_peers(["10.1.0.1".parse().unwrap()]);
+        assert!(protected.set_node("10.1.0.11".parse().unwrap(), true));
+        assert!(protected.set_node("fd00:1::11".parse().unwrap(), true));
+        assert!(protected.set_peer("10.1.0.1".parse().unwrap(), true));
+        assert!(protected.is_node("10.1.0.11".parse().unwrap()));
+        assert!(!protected.is_node("10.1.0.1".parse().unwrap()));
         assert_eq!(protected.reject(p("10.1.0.0/24")), Some(DefaultReject::CoversNode));
         assert_eq!(protected.reject(p("10.1.0.0/29")), Some(DefaultReject::CoversPeer));
         assert_eq!(protected.reject(p("fd00:1::/64")), Some(DefaultReject::CoversNode));
         assert_eq!(protected.reject(p("10.1.0.16/28")), None);
-        assert!(!protected.set_peers(["10.1.0.1".parse().unwrap()]));
+        assert!(!protected.set_peer("10.1.0.1".parse().unwrap(), true));
+        assert!(protected.set_peer("10.1.0.1".parse().unwrap(), false));
+        assert_eq!(protected.reject(p("10.1.0.0/29")), None);
     }
 }

@@ -67,14 +67,14 @@ impl Rib {
         self.protected_changed |= self.protected.set_own(prefix, false);
     }
 
-    /// The node's own addresses.
-    pub(crate) fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
-        self.protected_changed |= self.protected.set_node(addresses.iter().copied());
+    /// An address is one of the node's own, or is it no longer.
+    pub(crate) fn set_node_address(&mut self, addr: IpAddr, present: bool) {
+        self.protected_changed |= self.protected.set_node(addr, present);
     }
 
-    /// The addresses of all peers.
-    pub(crate) fn set_peer_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.protected_changed |= self.protected.set_peers(addresses);
+    /// An address is that of a peer, or is it no longer.
+    pub(crate) fn set_peer_address(&mut self, addr: IpAddr, present: bool) {
+        self.protected_changed |= self.protected.set_peer(addr, present);
     }
 
     /// Puts a path into the table, in place of an older one from the same source. The path's references are the table's now.

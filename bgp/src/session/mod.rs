@@ -1,7 +1,7 @@
 //! A peer's session: the state machine of RFC 4271 8 with its timers, OPEN negotiation and connection collision.
 //! Takes events and `now`, leaves outputs in a list. Knows messages, nothing of routes or of bytes.
 //!
-//! A session owns one [`fsm::Fsm`], and a second one while two connections compete (RFC 4271 6.8: "one FSM per
+//! A session owns one `Fsm`, and a second one while two connections compete (RFC 4271 6.8: "one FSM per
 //! connection"). The comments name the RFC's events.
 
 use std::time::Instant;

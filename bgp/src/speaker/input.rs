@@ -104,13 +104,15 @@ impl Speaker {
         };
         let (own, shared) = (own_next_hops(&endpoints), shared_subnets(&endpoints));
         let ifindex = endpoints.ifindex;
-        peer.endpoints = Some(endpoints);
+        let local = endpoints.local.ip();
+        let old = peer.endpoints.replace(endpoints).map(|e| e.local.ip());
+        self.use_local_address(local);
+        old.into_iter().for_each(|addr| self.drop_local_address(addr));
         self.rib.update_import_policy(SourceId(id), |p| p.ifindex = ifindex);
         self.rib.update_export_policy(id, |p| {
             p.own = own;
             p.shared = shared;
         });
-        self.refresh_protected_addresses();
     }
 
     fn decode_context(&self, id: u32, conn: ConnId) -> DecodeContext {
@@ -295,13 +297,14 @@ impl Speaker {
         };
         let import = import_policy(&peer.config, speaker_as, &negotiated, &endpoints);
         let export = export_policy(&peer.config, speaker_as, &negotiated, &endpoints);
+        let local = endpoints.local.ip();
         peer.endpoints = Some(endpoints);
         let families = negotiated.families;
         peer.negotiated = Some(negotiated);
         self.rib.open_adj_in(SourceId(id), import);
         self.rib.add_source(SourceId(id), source);
         self.rib.open_adj_out(id, export, families);
-        self.refresh_protected_addresses();
+        self.use_local_address(local);
         self.peer_is_back(now, id);
         self.check_restart(now);
     }
@@ -312,10 +315,10 @@ impl Speaker {
             self.rib.forget_refused(SourceId(id), family);
         }
         let peer = self.peers[id as usize].as_mut().expect("it has just gone down");
-        peer.endpoints = None;
+        let endpoints = peer.endpoints.take();
         peer.end_of_rib = PerFamily::both(false);
         self.peer_is_gone(now, id, how);
-        self.refresh_protected_addresses();
+        endpoints.into_iter().for_each(|e| self.drop_local_address(e.local.ip()));
     }
 }
 

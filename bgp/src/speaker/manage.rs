@@ -65,26 +65,23 @@ impl Speaker {
         let settings = Settings::new(&self.config, &config, self.restart_flags());
         let (name, address) = (config.name.clone(), config.address);
         let mut peer = Peer::new(config, Session::new(settings, now));
-        let free = (1..self.peers.len()).find(|i| self.peers[*i].is_none());
-        let at = free.unwrap_or(self.peers.len());
-        let id = u32::try_from(at).expect("fewer than 2^32 peers are configured");
+        let id = self.free_peers.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            u32::try_from(self.peers.len() - 1).expect("fewer than 2^32 peers are configured")
+        });
         match self.by_address.get(&address).and_then(|holder| self.peer(*holder)) {
             Some(holder) => {
                 peer.conflict = Some(format!("address {address} belongs to peer {}", holder.config.name));
             }
             None => {
                 self.by_address.insert(address, id);
+                self.rib.set_peer_address(address, true);
                 let options = peer.socket_options(self.config.asn);
                 self.effects.push_back(Effect::Listen(address, Some(options)));
             }
         }
-        if at == self.peers.len() {
-            self.peers.push(Some(peer));
-        } else {
-            self.peers[at] = Some(peer);
-        }
+        self.peers[id as usize] = Some(peer);
         self.by_name.insert(name, id);
-        self.refresh_peer_addresses();
         self.reconcile(now, id);
     }
 
@@ -169,6 +166,7 @@ impl Speaker {
         let cease = Notification::cease(cease::PEER_DECONFIGURED);
         self.drive(now, id, |session, cx| session.stop(cx, &cease, "removed from the configuration"));
         let peer = self.peers[id as usize].take().expect("named peers exist");
+        self.free_peers.push(id);
         if let Some(at) = peer.scheduled {
             self.timers.remove(&(at, id));
         }
@@ -178,7 +176,6 @@ impl Speaker {
             self.by_address.remove(&peer.config.address);
             self.pass_address_on(now, &peer);
         }
-        self.refresh_peer_addresses();
         self.check_restart(now);
     }
 
@@ -190,6 +187,7 @@ impl Speaker {
             .into_iter()
             .find(|id| self.peer(*id).is_some_and(|p| p.conflict.is_some() && p.config.address == address));
         let Some(heir) = heir else {
+            self.rib.set_peer_address(address, false);
             self.effects.push_back(Effect::Listen(address, None));
             return;
         };
@@ -280,10 +278,6 @@ impl Speaker {
             let refresh = RouteRefresh { family, kind: RefreshKind::Request };
             self.drive(now, id, |_, cx| cx.out.push(Output::Send(conn, Outgoing::RouteRefresh(refresh))));
         }
-    }
-
-    fn refresh_peer_addresses(&mut self) {
-        self.rib.set_peer_addresses(self.peers.iter().flatten().map(|p| p.config.address));
     }
 }
 

@@ -49,7 +49,12 @@ pub struct Speaker {
     effects: VecDeque<Effect>,
     /// When to look at which peer; never later than its earliest timer.
     timers: BTreeSet<(Instant, u32)>,
+    /// The node's addresses as the shell gave them.
     local_addresses: Vec<IpAddr>,
+    /// How often an address of the node is known: from the shell and from each session that is up.
+    local_uses: FxHashMap<IpAddr, u32>,
+    /// Peer numbers to be used again.
+    free_peers: Vec<u32>,
     restart: Option<Restart>,
     /// Set by `shutdown`: the text for the peers.
     stopping: Option<String>,
@@ -93,6 +98,8 @@ impl Speaker {
             effects: VecDeque::new(),
             timers: BTreeSet::new(),
             local_addresses: Vec::new(),
+            local_uses: FxHashMap::default(),
+            free_peers: Vec::new(),
             restart,
             stopping: None,
             scratch: Vec::new(),
@@ -126,8 +133,13 @@ impl Speaker {
 
     /// The node's own addresses: the default import rules refuse what covers one of them.
     pub fn set_local_addresses(&mut self, _now: Instant, addresses: Vec<IpAddr>) {
-        self.local_addresses = addresses;
-        self.refresh_protected_addresses();
+        // The new ones first, so that what stays is never missing.
+        for addr in &addresses {
+            self.use_local_address(*addr);
+        }
+        for addr in std::mem::replace(&mut self.local_addresses, addresses) {
+            self.drop_local_address(addr);
+        }
     }
 
     /// An interface went down: sessions of directly connected external peers on it end at once, without waiting for
@@ -136,6 +148,7 @@ impl Speaker {
         let concerned: Vec<u32> = self
             .conns
             .values()
+            .filter(|c| !c.closing)
             .filter(|c| {
                 c.endpoints.as_ref().is_some_and(|e| e.connected && e.ifindex == ifindex && ifindex != 0)
             })
@@ -273,11 +286,25 @@ impl Speaker {
         self.timers.insert((next, id));
     }
 
-    fn refresh_protected_addresses(&mut self) {
-        let sessions =
-            self.peers.iter().flatten().filter_map(|p| p.endpoints.as_ref()).map(|e| canonical(e.local.ip()));
-        let all: Vec<IpAddr> = self.local_addresses.iter().copied().chain(sessions).collect();
-        self.rib.set_node_addresses(&all);
+    /// An address is the node's own for one more reason.
+    fn use_local_address(&mut self, addr: IpAddr) {
+        let addr = canonical(addr);
+        let uses = self.local_uses.entry(addr).or_default();
+        *uses += 1;
+        if *uses == 1 {
+            self.rib.set_node_address(addr, true);
+        }
+    }
+
+    /// And for one reason less.
+    fn drop_local_address(&mut self, addr: IpAddr) {
+        let addr = canonical(addr);
+        let uses = self.local_uses.get_mut(&addr).expect("only what was used is dropped");
+        *uses -= 1;
+        if *uses == 0 {
+            self.local_uses.remove(&addr);
+            self.rib.set_node_address(addr, false);
+        }
     }
 }
 
