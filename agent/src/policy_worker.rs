@@ -33,11 +33,14 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// what was written, which is a fault to report and retry slowly, not to spin on.
 const PLANS_IN_A_ROW: usize = 8;
 
+/// A question to the engine, with its answer built in.
+type Ask = Box<dyn FnOnce(&Engine, &Kernel) + Send>;
+
 enum Input {
     Updates(Vec<Update>),
     InSync,
     Confirm(EndpointId, oneshot::Sender<Confirmation>),
-    Query(Box<dyn FnOnce(&Engine, &Kernel) + Send>),
+    Query(Ask),
     Stop,
 }
 
@@ -170,7 +173,7 @@ impl Worker {
                     Input::Updates(updates) => updates.into_iter().for_each(|u| self.engine.apply(u)),
                     Input::InSync => self.engine.set_in_sync(true),
                     Input::Confirm(endpoint, answer) => {
-                        self.waiting.entry(endpoint).or_default().push(answer)
+                        self.waiting.entry(endpoint).or_default().push(answer);
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
                     Input::Stop => return,

@@ -33,8 +33,6 @@ pub struct Facts {
     pub restarting: bool,
     /// The policy thread's own.
     pub policy: policy_worker::Kernel,
-    /// Policies known, of all kinds.
-    pub policies: u64,
     /// Ranges of pod addresses.
     pub pod_cidrs: Vec<String>,
     /// Path of the conflist that was written.

@@ -13,6 +13,7 @@ use manx_bgp::net::BgpHandle;
 use manx_bgp::speaker::RouteQuery;
 use manx_bgp::types::Prefix;
 use manx_cni::store::Store;
+use manx_policy::engine::Engine;
 use serde::Deserialize;
 
 use super::bgp::{self, Context, PeerInfo};
@@ -21,7 +22,7 @@ use super::pods;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
-use crate::policy_worker::PolicyHandle;
+use crate::policy_worker::{self, PolicyHandle};
 use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
 
 /// What the API reads.
@@ -130,7 +131,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
         false => None,
     };
     let policy = match &api.policy {
-        Some(policy) => Some(policy_status(policy, &facts).await?),
+        Some(policy) => Some(policy_status(policy).await?),
         None => None,
     };
     Ok(Json(view::Status {
@@ -189,8 +190,9 @@ async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal
     Ok(status)
 }
 
-async fn policy_status(policy: &PolicyHandle, facts: &Facts) -> Result<view::PolicyStatus, Refusal> {
-    let (engine, kernel) = policy.query(|e, k| (e.status(), k.clone())).await.ok_or_else(|| gone(()))?;
+async fn policy_status(policy: &PolicyHandle) -> Result<view::PolicyStatus, Refusal> {
+    let ask = |e: &Engine, k: &policy_worker::Kernel| (e.status(), e.state().policies().count(), k.clone());
+    let (engine, policies, kernel) = policy.query(ask).await.ok_or_else(|| gone(()))?;
     let object = |p: &manx_policy::model::Problem| view::StatusProblem {
         object: Some(p.object.clone()),
         reason: if p.field.is_empty() { p.reason.clone() } else { format!("{}: {}", p.field, p.reason) },
@@ -199,7 +201,7 @@ async fn policy_status(policy: &PolicyHandle, facts: &Facts) -> Result<view::Pol
     let failed = kernel.error.map(|reason| view::StatusProblem { reason, ..Default::default() });
     Ok(view::PolicyStatus {
         backend: kernel.backend,
-        policies: Some(facts.policies),
+        policies: Some(policies as u64),
         endpoints: Some(engine.endpoints as u64),
         endpoints_in_force: Some(engine.endpoints_in_force as u64),
         last_applied: kernel.last_applied.map(|(at, _)| epoch(at)),

@@ -119,12 +119,9 @@ impl Desired {
                 self.secrets.insert(o.name.clone(), o.clone());
             }
             Object::BgpPeer(o) => drop(self.peers.insert(o.name.clone(), (**o).clone())),
-            Object::BgpFilter(o) => {
-                // An equal filter keeps its identity, and with it its counters.
-                if self.filters.get(&o.name).is_none_or(|have| **have != o.filter) {
-                    self.filters.insert(o.name.clone(), Arc::new(o.filter.clone()));
-                }
-            }
+            // An equal filter keeps its identity, and with it its counters.
+            Object::BgpFilter(o) if self.filters.get(&o.name).is_some_and(|have| **have == o.filter) => {}
+            Object::BgpFilter(o) => drop(self.filters.insert(o.name.clone(), Arc::new(o.filter.clone()))),
             Object::BgpConfiguration(o) => self.bgp = o.clone(),
             Object::NetworkConfiguration(o) => self.network = o.clone(),
             _ => {}

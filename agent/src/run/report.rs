@@ -89,13 +89,14 @@ impl Loop {
         let ipv6 = self.node.as_ref().is_some_and(|n| n.pod_cidrs.iter().any(|c| c.is_ipv6()));
         let forward = "packets of pods are not forwarded";
         let hash = "flows between the same two addresses all take one of several equal paths";
-        let mut problems = vec![
-            setting("net.ipv4.ip_forward", "1", forward),
-            setting("net.ipv4.fib_multipath_hash_policy", "1", hash),
-        ];
+        let mut problems = vec![setting("net.ipv4.ip_forward", "1", forward)];
         if ipv6 {
             problems.push(setting("net.ipv6.conf.all.forwarding", "1", forward));
-            problems.push(setting("net.ipv6.fib_multipath_hash_policy", "1", hash));
+        }
+        // One peer, one path: nothing to hash over.
+        if self.told.peers.len() > 1 {
+            problems.push(setting("net.ipv4.fib_multipath_hash_policy", "1", hash));
+            problems.push(setting("net.ipv6.fib_multipath_hash_policy", "1", hash).filter(|_| ipv6));
         }
         let overshadowed =
             self.cni.as_ref().filter(|_| self.node.is_some()).and_then(|c| c.overshadowed_by());
