@@ -36,6 +36,9 @@ const WRITES_A_TURN: usize = 4;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// The whole of an orderly stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// After so long without a look at the sockets of others it is taken: a task that never waits keeps its runtime from
+/// asking the kernel.
+const LOOK_UP: Duration = Duration::from_millis(1);
 /// When the process or the host has no descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -96,7 +99,12 @@ pub(super) async fn run(
     driver.set_listen(config.listen);
     // The agent has stopped listening to us: no event has to wait for it.
     let mut heard = true;
+    let mut looked_up = now();
     loop {
+        if now().duration_since(looked_up) >= LOOK_UP {
+            tokio::task::yield_now().await;
+            looked_up = now();
+        }
         driver.obey();
         let events_wait = heard && driver.tell(&events);
         if let Some(stopping) = driver.stopping.take_if(|s| driver.conns.is_empty() || s.deadline <= now()) {
@@ -142,7 +150,13 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Run(f) => f(&mut self.speaker, now()),
+            Command::Run(f) => {
+                let answer = f(&mut self.speaker, now());
+                self.obey();
+                if let Some(answer) = answer {
+                    answer();
+                }
+            }
             Command::Listen(listen) => self.set_listen(listen),
             Command::RefreshEndpoints => self.refresh_endpoints(),
             Command::Stop(Shutdown::Silent, _) => unreachable!("ends the loop"),
@@ -402,6 +416,11 @@ impl Driver {
             Some(options) => self.peers.insert(peer, options),
             None => self.peers.remove(&peer),
         };
+        for listener in self.listeners.values() {
+            if let Err(reason) = listener.set_floor(&self.peers) {
+                self.outbox.listener(listener.address, Some(reason));
+            }
+        }
     }
 
     // Interfaces.

@@ -50,6 +50,7 @@ impl Listener {
                 // A key that cannot be set concerns its peer alone.
                 let _ = self.protect(&socket, *peer, Some(options));
             }
+            self.floor(&socket, peers)?;
             socket.listen(BACKLOG)?;
             let listener = TcpListener::from_std(socket.into())?;
             let local = listener.local_addr()?;
@@ -76,6 +77,25 @@ impl Listener {
     ) -> Result<(), String> {
         let Some(socket) = self.socket.clone() else { return Ok(()) };
         self.protect(&*socket, peer, options).map_err(|e| format!("TCP MD5 key for {peer}: {e}"))
+    }
+
+    /// Sets the minimum TTL of the open socket.
+    pub(super) fn set_floor(&self, peers: &HashMap<IpAddr, SocketOptions>) -> Result<(), String> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        self.floor(&**socket, peers).map_err(|e| format!("minimum TTL: {e}"))
+    }
+
+    /// Where all peers of the family use GTSM, the listener does so too: what arrives before a connection is accepted, and
+    /// has its own minimum, is then checked as well.
+    fn floor(
+        &self,
+        socket: &impl std::os::fd::AsFd,
+        peers: &HashMap<IpAddr, SocketOptions>,
+    ) -> io::Result<()> {
+        let ipv6 = self.address.is_ipv6();
+        let same_family = peers.iter().filter(|(peer, _)| peer.is_ipv6() == ipv6);
+        let lowest = same_family.map(|(_, options)| options.min_ttl.unwrap_or(0)).min();
+        sockopt::set_min_ttl(socket, ipv6, lowest.unwrap_or(0))
     }
 
     fn protect(
@@ -105,6 +125,10 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            // The future that waits for connections still holds the socket; nobody shall connect until it lets go.
+            let _ = SockRef::from(&**socket).shutdown(std::net::Shutdown::Both);
+        }
         self.cancel.cancel();
     }
 }

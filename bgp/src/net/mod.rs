@@ -101,8 +101,9 @@ pub enum Shutdown {
 #[error("the BGP speaker has stopped")]
 pub struct Stopped;
 
-/// What the agent wants done with the speaker.
-type Call = Box<dyn FnOnce(&mut Speaker, Instant) + Send>;
+/// What the agent wants done with the speaker; gives the answer, to be sent when what follows from it is done as well.
+type Call = Box<dyn FnOnce(&mut Speaker, Instant) -> Option<Answer> + Send>;
+type Answer = Box<dyn FnOnce() + Send>;
 
 enum Command {
     Run(Call),
@@ -118,7 +119,8 @@ pub struct BgpHandle {
 }
 
 impl BgpHandle {
-    /// Runs `f` on the driver's thread and gives its result.
+    /// Runs `f` on the driver's thread and gives its result. When it is there, sockets are as the speaker wants them:
+    /// a new peer's key is on the listeners.
     ///
     /// # Errors
     /// `Stopped` when the driver has stopped or stops before `f` was run.
@@ -127,14 +129,20 @@ impl BgpHandle {
         f: impl FnOnce(&mut Speaker, Instant) -> R + Send + 'static,
     ) -> Result<R, Stopped> {
         let (answer, result) = oneshot::channel();
-        // Nobody waits for the answer any more: then it does not matter.
-        self.run(Box::new(move |speaker, now| drop(answer.send(f(speaker, now)))))?;
+        self.run(Box::new(move |speaker, now| {
+            let result = f(speaker, now);
+            // If nobody waits for the answer any more, it does not matter.
+            Some(Box::new(move || drop(answer.send(result))))
+        }))?;
         result.await.map_err(|_| Stopped)
     }
 
     /// Runs `f` on the driver's thread, after what was sent before. Nothing happens if the driver has stopped.
     pub fn send(&self, f: impl FnOnce(&mut Speaker, Instant) + Send + 'static) {
-        let _ = self.run(Box::new(f));
+        let _ = self.run(Box::new(move |speaker, now| {
+            f(speaker, now);
+            None
+        }));
     }
 
     /// Listens at these addresses and no others. Established sessions stay.
