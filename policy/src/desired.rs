@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::calc::{Calc, Changes, dispatchable_on};
 use crate::compile::{Layout, endpoint_chain};
-use crate::ir::{Chain, Hook, Table};
+use crate::ir::{Chain, Hook, Rule, Table, Verdict};
 use crate::model::{Direction, Family};
 use crate::names::policy_chain;
 use crate::render::{self, Line};
@@ -24,13 +26,27 @@ pub struct Desired {
     interfaces: BTreeSet<String>,
     chains: [Chains; 2],
     changed: [BTreeSet<Key>; 2],
+    /// Policy chains that stand closed in place of these, which the kernel refused, and its words.
+    held: [BTreeMap<Key, Held>; 2],
+}
+
+#[derive(Debug)]
+struct Held {
+    lines: Arc<[Line]>,
+    reason: String,
 }
 
 impl Desired {
     /// With no endpoint: what closes every pod.
     pub fn new(layout: Layout) -> Self {
         let chains = Family::ALL.map(|family| closing(&layout, family));
-        Desired { layout, interfaces: BTreeSet::new(), chains, changed: Default::default() }
+        Desired {
+            layout,
+            interfaces: BTreeSet::new(),
+            chains,
+            changed: Default::default(),
+            held: Default::default(),
+        }
     }
 
     /// What it was made with.
@@ -52,6 +68,32 @@ impl Desired {
     /// Chains that changed, appeared or went since the last call.
     pub fn take_changed(&mut self, family: Family) -> BTreeSet<Key> {
         std::mem::take(&mut self.changed[family as usize])
+    }
+
+    /// Puts closed chains in the place of these policy chains; those that are no more are passed over.
+    pub fn hold(&mut self, family: Family, keys: Vec<Key>, reason: &str) {
+        for key in keys {
+            let Some(lines) = self.chains[family as usize].get_mut(&key) else { continue };
+            let closed = vec![render::line(&key.1, &held_rule())];
+            let lines = std::mem::replace(lines, closed.into());
+            let held = self.held[family as usize].entry(key.clone());
+            held.or_insert(Held { lines, reason: String::new() }).reason = reason.to_string();
+            self.changed[family as usize].insert(key);
+        }
+    }
+
+    /// Puts back what stood there before.
+    pub fn release(&mut self, family: Family, keys: Vec<Key>) {
+        for key in keys {
+            let Some(held) = self.held[family as usize].remove(&key) else { continue };
+            self.chains[family as usize].insert(key.clone(), held.lines);
+            self.changed[family as usize].insert(key);
+        }
+    }
+
+    /// The chains that are held, with the kernel's words.
+    pub fn held(&self, family: Family) -> impl Iterator<Item = (&Key, &str)> {
+        self.held[family as usize].iter().map(|(key, held)| (key, held.reason.as_str()))
     }
 
     /// Follows the calculation.
@@ -126,16 +168,23 @@ impl Desired {
             return;
         }
         chains.insert(key.clone(), lines.into());
+        self.held[family as usize].remove(&key);
         self.changed[family as usize].insert(key);
     }
 
     fn remove(&mut self, key: &Key) {
         for family in Family::ALL {
+            self.held[family as usize].remove(key);
             if self.chains[family as usize].remove(key).is_some() {
                 self.changed[family as usize].insert(key.clone());
             }
         }
     }
+}
+
+fn held_rule() -> Rule {
+    let comment = "held back: the kernel refused this policy";
+    Rule { matches: SmallVec::new(), verdict: Verdict::Return, comment: comment.into() }
 }
 
 /// The chains that drop whatever comes from or goes to a pod interface.

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calc::{Access, Calc, Resolved};
-use crate::compile::{Layout, Marks, dispatched_part, endpoint_chain};
+use crate::compile::{Layout, Marks, dispatched_part, endpoint_chain, policy_words};
 use crate::desired::{Desired, Key};
 use crate::grants::sets_of;
 use crate::ir::Program;
@@ -17,6 +17,7 @@ use crate::kernel::Kernel;
 use crate::model::{Direction, EndpointId, Family, PodId, Policy, PolicyId, Problem, Update};
 use crate::names::policy_chain;
 use crate::plan::{Observed, Outcome, Plan, PlanId, Step, StepResult, Wants};
+use crate::quarantine::{Orders, Quarantine};
 use crate::render::save;
 use crate::state::State;
 use crate::verdict::{Flow, FlowVerdict, verdict};
@@ -83,8 +84,8 @@ pub enum InForce {
 #[derive(Debug)]
 struct InFlight {
     id: PlanId,
-    /// Of each step.
-    families: Vec<Family>,
+    /// Of each step: whose it is, and whether it restores rules.
+    steps: Vec<(Family, bool)>,
     /// Chains that the plan touches.
     keys: [BTreeSet<Key>; 2],
 }
@@ -105,6 +106,7 @@ pub struct Engine {
     since: BTreeMap<EndpointId, SystemTime>,
     /// The others.
     waiting: BTreeSet<EndpointId>,
+    quarantines: [Quarantine; 2],
     /// What failed last, until something of its family succeeds.
     failures: BTreeMap<Family, String>,
 }
@@ -134,6 +136,7 @@ impl Engine {
             in_flight: None,
             since: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            quarantines: Default::default(),
             failures: BTreeMap::new(),
         })
     }
@@ -187,6 +190,13 @@ impl Engine {
     /// executed: what was read would be half of one state and half of another.
     pub fn observe(&mut self, observed: Observed) {
         self.give_up_in_flight();
+        if self.wants().is_empty() {
+            // An audit, and not a look after a failure: the time to try again what was refused.
+            for family in Family::ALL {
+                let held = self.desired.held(family).map(|(key, _)| key.clone()).collect();
+                self.quarantines[family as usize].retry(held);
+            }
+        }
         for (family, text) in observed.rules {
             let kernel = &mut self.kernels[family as usize];
             if kernel.observe_rules(save::parse(&text), self.desired.chains(family)) {
@@ -212,7 +222,11 @@ impl Engine {
         let mut keys: [BTreeSet<Key>; 2] = Default::default();
         let mut steps = Vec::new();
         let idle = if self.in_sync { self.calc.members_mut().take_idle() } else { Vec::new() };
-        for (kernel, keys) in self.kernels.iter_mut().zip(&mut keys) {
+        for (kernel, (family, keys)) in self.kernels.iter_mut().zip(Family::ALL.into_iter().zip(&mut keys)) {
+            if self.in_sync && kernel.knows_rules() && kernel.knows_sets() {
+                self.desired.release(family, self.quarantines[family as usize].next_trial());
+                kernel.mark(self.desired.take_changed(family));
+            }
             keys.clone_from(kernel.dirty());
             steps.extend(if self.in_sync {
                 kernel.plan(&self.desired, self.calc.members_mut(), &idle, self.config.jumps)
@@ -228,8 +242,8 @@ impl Engine {
             return Plan::default();
         }
         self.last_plan.0 += 1;
-        let families = steps.iter().map(Step::family).collect();
-        self.in_flight = Some(InFlight { id: self.last_plan, families, keys });
+        let kinds = steps.iter().map(|step| (step.family(), matches!(step, Step::Restore { .. })));
+        self.in_flight = Some(InFlight { id: self.last_plan, steps: kinds.collect(), keys });
         // A change may have left an endpoint's rules as they were.
         self.settle(self.last_seen);
         Plan { id: self.last_plan, steps }
@@ -238,12 +252,16 @@ impl Engine {
     /// Reports what became of a plan. An outcome of any but the latest plan is too late and changes nothing.
     pub fn applied(&mut self, plan: PlanId, outcome: Outcome) {
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.id == plan) else { return };
+        let mut results = outcome.results.into_iter().chain(std::iter::repeat(StepResult::Skipped));
         let mut uncertain = BTreeSet::new();
-        let unreported = std::iter::repeat(StepResult::Skipped);
-        for (family, result) in in_flight.families.iter().zip(outcome.results.into_iter().chain(unreported)) {
-            match result {
+        for (family, restores) in &in_flight.steps {
+            match results.next().expect("the chain has no end") {
+                StepResult::Done if *restores => self.quarantines[*family as usize].accepted(),
                 StepResult::Done => {}
                 StepResult::Failed(reason) => {
+                    if *restores {
+                        self.suspect(*family, &in_flight.keys[*family as usize], &reason);
+                    }
                     self.failures.insert(*family, reason);
                     uncertain.insert(*family);
                 }
@@ -253,7 +271,7 @@ impl Engine {
         for family in Family::ALL {
             if uncertain.contains(&family) {
                 self.kernels[family as usize].forget();
-            } else if in_flight.families.contains(&family) {
+            } else if in_flight.steps.iter().any(|(done, _)| *done == family) {
                 self.failures.remove(&family);
             }
         }
@@ -319,6 +337,7 @@ impl Engine {
             field: format!("{family:?}"),
             reason: reason.clone(),
         });
+        let held = Family::ALL.into_iter().flat_map(|family| self.held(family));
         let refused = self.calc.state().policies().flat_map(|policy| policy.problems.iter().cloned());
         let sizes: Vec<usize> = self.calc.members().sets().map(|(_, set)| set.len()).collect();
         EngineStatus {
@@ -328,7 +347,7 @@ impl Engine {
             active_policies: self.calc.active_policies().len(),
             sets: sizes.len(),
             set_members: sizes.iter().sum(),
-            problems: failed.chain(refused).collect(),
+            problems: failed.chain(held).chain(refused).collect(),
         }
     }
 
@@ -337,12 +356,37 @@ impl Engine {
         &self.config
     }
 
+    /// The policies whose rules the kernel refuses.
+    fn held(&self, family: Family) -> impl Iterator<Item = Problem> {
+        self.desired.held(family).filter_map(move |((_, name), reason)| {
+            let names = |policy: &&std::sync::Arc<Policy>| {
+                Direction::ALL.into_iter().any(|direction| policy_chain(&policy.id, direction) == *name)
+            };
+            let policy = self.calc.active_policies().find(names)?;
+            Some(Problem {
+                object: policy_words(&policy.id),
+                field: format!("{family:?}"),
+                reason: format!("opens nothing, for the kernel refused its rules: {reason}"),
+            })
+        })
+    }
+
     fn give_up_in_flight(&mut self) {
         if let Some(lost) = self.in_flight.take() {
-            for family in lost.families.into_iter().collect::<BTreeSet<_>>() {
+            for (family, _) in lost.steps {
                 self.kernels[family as usize].forget();
             }
         }
+    }
+
+    /// The kernel has refused a family's rules. Which of the policies in them is it?
+    fn suspect(&mut self, family: Family, keys: &BTreeSet<Key>, reason: &str) {
+        let policies = keys.iter().filter(|(_, name)| is_policy_chain(name)).cloned().collect();
+        match self.quarantines[family as usize].refused(policies) {
+            Orders::Hold(keys) => self.desired.hold(family, keys, reason),
+            Orders::Release(keys) => self.desired.release(family, keys),
+        }
+        self.kernels[family as usize].mark(self.desired.take_changed(family));
     }
 
     /// Which of the waiting endpoints are in force by now?
@@ -376,6 +420,12 @@ impl Engine {
                     Some(reason) => format!("the kernel refused: {reason}"),
                     None => "the kernel's rules have not been read yet".into(),
                 });
+            }
+            let held = |name: &str| self.desired.held(family).find(|((_, held), _)| held == name);
+            for (policy, direction) in each_policy(resolved) {
+                if let Some((_, reason)) = held(&policy_chain(policy, direction)) {
+                    return Some(format!("the kernel refused policy {policy}: {reason}"));
+                }
             }
             let in_flight = self.in_flight.iter().flat_map(|in_flight| &in_flight.keys[family as usize]);
             if kernel.dirty().iter().chain(in_flight).any(|key| self.concerns(key, resolved)) {
@@ -418,5 +468,14 @@ impl Engine {
 }
 
 fn governs(resolved: &Resolved, policy: &PolicyId) -> bool {
-    Direction::ALL.into_iter().any(|direction| resolved.access.policies(direction).contains(policy))
+    each_policy(resolved).any(|(id, _)| id == policy)
+}
+
+fn each_policy(resolved: &Resolved) -> impl Iterator<Item = (&PolicyId, Direction)> {
+    let of = |direction| resolved.access.policies(direction).iter().map(move |policy| (policy, direction));
+    Direction::ALL.into_iter().flat_map(of)
+}
+
+fn is_policy_chain(name: &str) -> bool {
+    ["MANX-PI-", "MANX-PE-"].iter().any(|kind| name.starts_with(kind))
 }

@@ -22,6 +22,7 @@ pub mod members;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod quarantine;
 pub mod render;
 pub mod selector;
 pub mod sim;

@@ -14,13 +14,13 @@ use std::time::SystemTime;
 
 use cluster::update;
 use fake::FakeKernel;
-use flows::{cluster as whole_cluster, cluster_and_changes, layout, seen_here, wire_flow};
+use flows::{cluster as whole_cluster, layout, seen_here, wire_flow};
 use manx_policy::engine::InForce;
 use manx_policy::model::{
     Action, Addresses, Direction, Endpoint, EndpointId, Family, Labels, NamespaceScope, Peer, Pod, PodId,
     PodRef, PodSelector, Policy, PolicyId, Protocol, Rule, Update,
 };
-use manx_policy::plan::{Outcome, Plan, StepResult};
+use manx_policy::plan::{Outcome, Plan, Step, StepResult};
 use manx_policy::selector::Selector;
 use manx_policy::state::{Owner, State};
 use manx_policy::verdict::{FlowVerdict, verdict};
@@ -145,6 +145,28 @@ fn the_order_in_which_objects_arrive_leaves_no_trace() {
     });
 }
 
+/// A cluster, and changes of what is in it: pods with other labels, policies of the same name that say something else.
+fn cluster_and_changes() -> impl Strategy<Value = (Vec<Update>, Vec<Update>)> {
+    whole_cluster().prop_flat_map(|updates| {
+        let change = prop::sample::select(updates.clone()).prop_flat_map(|update| match update {
+            Update::SetPod(pod) => cluster::labels()
+                .prop_map(move |labels| Update::SetPod(Pod { labels, ..pod.clone() }))
+                .boxed(),
+            Update::SetPolicy(old) => cluster::policy()
+                .prop_map(move |new| {
+                    Update::SetPolicy(Policy { id: old.id.clone(), subject: old.subject.clone(), ..new })
+                })
+                .boxed(),
+            other => update_like(other).boxed(),
+        });
+        (Just(updates), vec(change, 1..5))
+    })
+}
+
+fn update_like(like: Update) -> impl Strategy<Value = Update> {
+    prop_oneof![3 => Just(like), 1 => update()]
+}
+
 /// One direction of a verdict; where nobody polices it, it is open.
 fn open(verdict: &FlowVerdict, direction: Direction) -> bool {
     verdict.decisions.iter().all(|d| d.direction != direction || d.allowed)
@@ -227,6 +249,87 @@ fn a_failure_in_one_family_leaves_the_other_alone() {
     assert!(!engine.wants().ipv4_rules && engine.wants().ipv6_rules);
     assert_eq!(engine.status().problems.len(), 1);
     assert!(engine.plan().is_empty());
+}
+
+/// Looks and carries out plans until there are none, in a kernel that refuses any rule with these words.
+fn converge_refused(engine: &mut Engine, kernel: &mut FakeKernel, refused: &str) {
+    for _ in 0..40 {
+        look(engine, kernel);
+        let plan = engine.plan();
+        if plan.is_empty() && engine.wants().is_empty() {
+            return;
+        }
+        let mut failed = Vec::new();
+        let results = plan.steps.iter().map(|step| {
+            let bad = matches!(step, Step::Restore { text, .. } if text.contains(refused));
+            if failed.contains(&step.family()) {
+                return StepResult::Skipped;
+            }
+            if bad {
+                failed.push(step.family());
+                return StepResult::Failed("no such module".into());
+            }
+            kernel.execute(step);
+            StepResult::Done
+        });
+        let results = results.collect();
+        engine.applied(plan.id, Outcome { at: SystemTime::UNIX_EPOCH, results });
+    }
+    panic!("no end of plans");
+}
+
+#[test]
+fn one_policy_that_the_kernel_refuses_is_closed_and_named_and_keeps_no_other_out() {
+    let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+    engine.set_in_sync(true);
+    for i in 0..6 {
+        engine.apply(pod(i, "friend"));
+        engine.apply(endpoint(i));
+        engine.apply(friends_only(i, true));
+    }
+    let refused = "default/to-p3 ingress rule";
+    converge_refused(&mut engine, &mut kernel, refused);
+    let reaches = |kernel: &FakeKernel, engine: &Engine, i: usize| {
+        let [source, destination] = [(i + 1) % 6, i].map(|i| cluster::pod_addresses(i)[0]);
+        let (packet, ..) = seen_here(engine.state(), (source, destination, Protocol::Tcp, 80)).unwrap();
+        sim::run(&kernel.program(Family::Ipv4), &packet).unwrap().passed
+    };
+    assert_eq!(
+        [0, 1, 2, 3, 4, 5].map(|i| reaches(&kernel, &engine, i)),
+        [true, true, true, false, true, true]
+    );
+    let objects: Vec<String> = engine.status().problems.into_iter().map(|problem| problem.object).collect();
+    assert_eq!(objects, ["np default/to-p3"; 2], "in each family");
+    let in_force = |engine: &Engine, i: usize| {
+        let id = EndpointId { container_id: format!("p{i}"), ifname: "eth0".into() };
+        matches!(engine.in_force(&id), Some(InForce::Since(_)))
+    };
+    assert!(in_force(&engine, 2) && !in_force(&engine, 3));
+
+    engine.observe(kernel.observed());
+    converge_refused(&mut engine, &mut kernel, refused);
+    assert!(!in_force(&engine, 3), "an audit tries again, in vain");
+    engine.observe(kernel.observed());
+    converge_refused(&mut engine, &mut kernel, "nothing");
+    assert!(reaches(&kernel, &engine, 3) && in_force(&engine, 3), "and again, when the module is there");
+    assert_eq!(engine.status().problems, []);
+}
+
+#[test]
+fn a_kernel_that_refuses_everything_holds_no_policy_to_blame() {
+    let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+    engine.set_in_sync(true);
+    engine.apply(pod(WEB, "friend"));
+    engine.apply(endpoint(WEB));
+    engine.apply(friends_only(WEB, true));
+    for _ in 0..7 {
+        look(&mut engine, &kernel);
+        let plan = engine.plan();
+        let results = vec![StepResult::Failed("the lock is held".into()); plan.steps.len()];
+        engine.applied(plan.id, Outcome { at: SystemTime::UNIX_EPOCH, results });
+    }
+    converge_refused(&mut engine, &mut kernel, "nothing");
+    assert_eq!(engine.status().problems, []);
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn policy(i: usize, port: u16) -> Policy {
         staged: false,
         subject: PodSelector {
             namespaces: NamespaceScope::Named(namespace.as_str().into()),
-            pods: if n % 5 == 0 { Selector::everything() } else { app(n) },
+            pods: if n.is_multiple_of(5) { Selector::everything() } else { app(n) },
         },
         ingress: Some(vec![
             rule(own, Port::Range(Protocol::Tcp, port, port)),

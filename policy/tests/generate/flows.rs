@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use manx_policy::compile::{Layout, Marks};
 use manx_policy::ir::ConnState;
-use manx_policy::model::{Endpoint, Pod, Policy, Protocol, Update};
+use manx_policy::model::{Endpoint, Protocol, Update};
 use manx_policy::sim::Packet;
 use manx_policy::state::{Owner, State, claimed_pod};
 use manx_policy::verdict::{End, Flow, Place};
@@ -13,7 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::cluster::{PODS, PORTS, endpoint, labels, namespace, pod, pod_addresses, policy, protocol};
+use crate::cluster::{PODS, PORTS, endpoint, namespace, pod, pod_addresses, policy, protocol};
 
 const NODE: &str = "node-1";
 const NODE_ADDRESSES: [&str; 2] = ["172.16.0.1", "fd10::1"];
@@ -42,28 +42,6 @@ pub(crate) fn cluster() -> impl Strategy<Value = Vec<Update>> {
         updates.extend(policies.into_iter().map(Update::SetPolicy));
         updates
     })
-}
-
-/// A cluster, and changes of what is in it: pods with other labels, policies of the same name that say something else.
-pub(crate) fn cluster_and_changes() -> impl Strategy<Value = (Vec<Update>, Vec<Update>)> {
-    cluster().prop_flat_map(|updates| {
-        let change = prop::sample::select(updates.clone()).prop_flat_map(|update| match update {
-            Update::SetPod(pod) => {
-                labels().prop_map(move |labels| Update::SetPod(Pod { labels, ..pod.clone() })).boxed()
-            }
-            Update::SetPolicy(old) => policy()
-                .prop_map(move |new| {
-                    Update::SetPolicy(Policy { id: old.id.clone(), subject: old.subject.clone(), ..new })
-                })
-                .boxed(),
-            other => update_like(other).boxed(),
-        });
-        (Just(updates), vec(change, 1..5))
-    })
-}
-
-fn update_like(update: Update) -> impl Strategy<Value = Update> {
-    prop_oneof![3 => Just(update), 1 => crate::cluster::update()]
 }
 
 /// One side of a flow: a pod's address, this node's or a stranger's.
