@@ -1,23 +1,23 @@
 //! Who floods, who does not read, who does not listen: the others notice nothing, and nothing grows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use manx_bgp::types::{Family, PeerType};
+use manx_bgp::types::{Family, PeerType, Prefix};
 use manx_bgp::wire::attribute::{AsPath, NextHop, Origin, PathAttributes};
 use manx_bgp::wire::message::{Message, Nlri};
 use manx_bgp::wire::{EncodeContext, EncodedAttributes, reach};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Node, RawPeer, asn, blocks};
+use crate::support::{Node, RawPeer, asn, blocks, prefix};
 
-/// UPDATEs of peer N for so many prefixes, with a MED to make them differ.
-fn updates(n: u8, count: u32, med: u32) -> BytesMut {
+/// UPDATEs of peer N for the prefixes, all over next hop 10.0.VIA.N.
+fn updates(n: u8, via: u8, prefixes: impl Iterator<Item = Prefix>) -> BytesMut {
     let attributes = PathAttributes {
         origin: Origin::Igp,
         as_path: AsPath::sequence([asn(n)]),
-        med: Some(med),
+        med: None,
         local_pref: None,
         atomic_aggregate: false,
         aggregator: None,
@@ -30,8 +30,8 @@ fn updates(n: u8, count: u32, med: u32) -> BytesMut {
     };
     let ctx = EncodeContext::modern(PeerType::External);
     let encoded = EncodedAttributes::new(&attributes, &ctx);
-    let next_hop = NextHop::V4([10, 0, 0, n].into());
-    let mut nlri = blocks(count).map(|prefix| Nlri { prefix, path_id: 0 }).peekable();
+    let next_hop = NextHop::V4([10, 0, via, n].into());
+    let mut nlri = prefixes.map(|prefix| Nlri { prefix, path_id: 0 }).peekable();
     let mut out = BytesMut::new();
     while reach(&mut out, &ctx, &encoded, next_hop, Family::Ipv4Unicast, &mut nlri).unwrap() > 0 {}
     out
@@ -46,7 +46,7 @@ async fn a_peer_that_floods_keeps_no_other_from_its_keepalives() {
     quiet.establish(3).await;
     let mut noisy = RawPeer::connect(73, node.listens).await;
     noisy.establish(90).await;
-    let flood = [updates(73, 5000, 1), updates(73, 5000, 2)].concat();
+    let flood = [updates(73, 1, blocks(5000)), updates(73, 2, blocks(5000))].concat();
     let (mut unread, mut writing) = noisy.stream.into_split();
     let flood = tokio::spawn(async move { while writing.write_all(&flood).await.is_ok() {} });
     let sink = tokio::spawn(async move { while matches!(unread.read(&mut [0; 4096]).await, Ok(1..)) {} });
@@ -112,13 +112,18 @@ async fn changes_that_nobody_takes_stay_one_for_each_prefix() {
     node.set_peer(node.passive_peer(77)).await;
     let mut raw = RawPeer::connect(77, node.listens).await;
     raw.establish(90).await;
-    // Next hop first, so that the routes count.
-    raw.send(&updates(77, 1, 0)).await;
-    node.routes().await;
+    // The next hops first, with a prefix each that keeps them in use, so that the routes count.
     let (count, rounds) = (40_000, 3);
-    let mut sent = 1;
-    for med in 1..=rounds {
-        let round = updates(77, count, med);
+    let mut sent = 0;
+    for via in 0..rounds {
+        let keeper = prefix(&format!("30.0.{via}.0/24"));
+        raw.send(&updates(77, via, std::iter::once(keeper))).await;
+        sent += 1;
+        while node.routes().await[0].prefix != keeper {}
+    }
+    // Each round moves every route to another next hop.
+    for via in 0..rounds {
+        let round = updates(77, via, blocks(count));
         sent += messages_in(&round);
         raw.send(&round).await;
     }
@@ -129,14 +134,15 @@ async fn changes_that_nobody_takes_stay_one_for_each_prefix() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut told = 0;
-    let mut seen = BTreeSet::new();
-    while seen.len() < count as usize {
+    let mut last = BTreeMap::new();
+    let settled: std::net::IpAddr = [10, 0, rounds - 1, 77].into();
+    while last.len() < count as usize || last.values().any(|gateway| *gateway != settled) {
         let changes = node.routes().await;
         told += changes.len();
-        seen.extend(changes.into_iter().map(|change| change.prefix));
+        last.extend(changes.into_iter().map(|change| (change.prefix, change.next_hops[0].gateway)));
     }
     // One for each prefix, and what had been told before the queue of 64 events of 512 changes was full.
-    assert!(told <= count as usize + 65 * 512, "{told} changes told for {}", count * rounds);
+    assert!(told <= count as usize + 65 * 512, "{told} changes told");
 }
 
 /// How many messages the bytes are.
