@@ -112,11 +112,22 @@ pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), Iptab
 /// The rules of all tables that are there, as `iptables-save` prints them.
 ///
 /// # Errors
-/// The program is missing or fails.
+/// The program is missing or fails, or a table holds what iptables cannot represent.
 pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
     let program = backend.program(family, "save");
     let output = run(&program, &mut Command::new(&program), None)?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let saved = String::from_utf8_lossy(&output.stdout).into_owned();
+    // It leaves the table out, says so in a comment and calls that success: rules would be taken for gone.
+    match saved.lines().find(|line| line.starts_with("# Table") && line.contains("incompatible")) {
+        Some(line) => Err(IptablesError::Refused {
+            program,
+            message: format!(
+                "{}: rules that another nft program put there must go to a table of their own",
+                line.trim_start_matches("# ")
+            ),
+        }),
+        None => Ok(saved),
+    }
 }
 
 /// The tables of iptables-legacy that are loaded in this namespace; `None`: its modules are not.

@@ -1,0 +1,154 @@
+//! Links, addresses and other owners' routes.
+
+use std::net::IpAddr;
+
+use manx_agent::kernel::fib::NextHop;
+use manx_agent::kernel::link::{self, Egress, LinkEvent, Links};
+use manx_agent::kernel::sysctl;
+use tokio::sync::mpsc::Receiver;
+
+use crate::netns::{eventually, ifindex, in_namespace, ip, ip_json, run, with_two_links};
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn hop(gateway: &str, link: &str) -> NextHop {
+    NextHop { gateway: address(gateway), ifindex: ifindex(link) }
+}
+
+fn wait_for(events: &mut Receiver<LinkEvent>, expected: LinkEvent) {
+    eventually(&format!("{expected:?}"), || events.try_recv() == Ok(expected));
+}
+
+/// No route has ever been in it: the main table does not exist yet.
+#[test]
+fn a_namespace_where_nothing_is_can_be_followed() {
+    in_namespace(|| {
+        let (links, _events) = Links::spawn().unwrap();
+        assert_eq!(links.egress(address("192.0.2.1")), None);
+        assert_eq!(links.lookup(address("192.0.2.1")).unwrap(), None);
+        assert_eq!(links.names(), ["lo"]);
+    });
+}
+
+#[test]
+fn next_hops_resolve_by_other_owners_routes_only() {
+    with_two_links(|| {
+        ip("route add 203.0.113.0/24 via 192.0.2.9 metric 30 proto static");
+        ip("route add default via 198.51.100.9");
+        ip("route add 10.0.0.0/8 via 192.0.2.7 proto 77 metric 77");
+        ip("-6 route add 2001:db8:9::/48 via fe80::9 dev v1 proto static metric 40");
+        ip("-6 route add 2001:db8:77::/48 via fe80::9 dev v1 proto 77 metric 77");
+        let (links, _events) = Links::spawn().unwrap();
+        let near = Egress { hop: hop("192.0.2.77", "v0"), metric: 0, connected: true };
+        assert_eq!(links.egress(address("192.0.2.77")), Some(near));
+        let far = Egress { hop: hop("192.0.2.9", "v0"), metric: 30, connected: false };
+        assert_eq!(links.egress(address("203.0.113.1")), Some(far));
+        let far = Egress { hop: hop("fe80::9", "v1"), metric: 40, connected: false };
+        assert_eq!(links.egress(address("2001:db8:9::1")), Some(far));
+        // Trap 22: through a BGP route, or through the default route, a next hop would resolve in a circle.
+        assert_eq!(links.egress(address("10.1.1.1")), None);
+        assert_eq!(links.egress(address("2001:db8:77::1")), None);
+        assert_eq!(links.egress(address("8.8.8.8")), None);
+    });
+}
+
+/// Trap 1: the kernel says nothing of the IPv4 routes that go with a link.
+#[test]
+fn a_link_that_goes_down_is_told_and_takes_its_routes_along() {
+    with_two_links(|| {
+        ip("route add 203.0.113.0/24 via 192.0.2.9 proto static");
+        let (links, mut events) = Links::spawn().unwrap();
+        assert!(links.egress(address("203.0.113.1")).is_some());
+        let v0 = ifindex("v0");
+        ip("link set v0 down");
+        wait_for(&mut events, LinkEvent::LinkDown(v0));
+        assert_eq!(links.egress(address("203.0.113.1")), None);
+        assert_eq!(links.egress(address("192.0.2.2")), None);
+        assert!(links.egress(address("198.51.100.2")).is_some());
+        ip("link set v0 up");
+        eventually("the subnet is back", || links.egress(address("192.0.2.2")).is_some());
+        eventually("and is told", || events.try_recv() == Ok(LinkEvent::Changed));
+        assert_eq!(links.egress(address("203.0.113.1")), None, "the kernel does not bring it back");
+    });
+}
+
+#[test]
+fn a_lost_carrier_is_a_link_that_is_down() {
+    with_two_links(|| {
+        let (links, mut events) = Links::spawn().unwrap();
+        assert!(links.egress(address("192.0.2.2")).is_some());
+        let v0 = ifindex("v0");
+        ip("link set p0 down");
+        wait_for(&mut events, LinkEvent::LinkDown(v0));
+        assert_eq!(links.egress(address("192.0.2.2")), None);
+        assert!(ip("route show 192.0.2.0/24").contains("linkdown"), "the kernel keeps the route");
+        ip("link set p0 up");
+        eventually("carrier again", || links.egress(address("192.0.2.2")).is_some());
+    });
+}
+
+#[test]
+fn addresses_and_routes_that_come_and_go_are_told() {
+    with_two_links(|| {
+        let (links, mut events) = Links::spawn().unwrap();
+        ip("addr add 203.0.113.1/24 dev v0");
+        wait_for(&mut events, LinkEvent::Changed);
+        eventually("the address is known", || links.addresses().contains(&"203.0.113.1/24".parse().unwrap()));
+        eventually("its subnet resolves", || links.egress(address("203.0.113.9")).is_some());
+        ip("route add 10.0.0.0/8 via 203.0.113.9 proto static");
+        eventually("the route resolves", || links.egress(address("10.0.0.1")).is_some());
+        ip("route replace 10.0.0.0/8 via 203.0.113.8 proto static");
+        let moved = Some(hop("203.0.113.8", "v0"));
+        eventually("elsewhere", || links.egress(address("10.0.0.1")).map(|egress| egress.hop) == moved);
+        ip("addr del 203.0.113.1/24 dev v0");
+        eventually("the subnet is gone", || links.egress(address("203.0.113.9")).is_none());
+        ip("link set v0 mtu 1400");
+        eventually("the MTU is known", || links.mtu_of(&[address("192.0.2.1")]) == Some(1400));
+        assert_eq!(links.mtu_of(&[address("192.0.2.200")]), None);
+    });
+}
+
+#[test]
+fn the_kernel_is_asked_who_owns_the_way() {
+    with_two_links(|| {
+        ip(
+            "route add 10.1.0.0/24 proto 77 metric 77 nexthop via 192.0.2.2 dev v0 nexthop via 198.51.100.2 dev v1",
+        );
+        ip("route add 10.2.0.0/24 via 192.0.2.2 proto static");
+        ip("-6 route add 2001:db8:9::/48 via fe80::9 dev v1 proto 77 metric 77");
+        let (links, _events) = Links::spawn().unwrap();
+        let ours = links.lookup(address("10.1.0.9")).unwrap().unwrap();
+        assert_eq!(ours.prefix, Some("10.1.0.0/24".parse().unwrap()));
+        assert_eq!(ours.gateways, [address("192.0.2.2"), address("198.51.100.2")]);
+        assert_eq!((ours.interfaces.join(" "), ours.owner.as_str()), ("v0 v1".to_owned(), "manx"));
+        assert_eq!(links.lookup(address("10.2.0.9")).unwrap().unwrap().owner, "static");
+        let near = links.lookup(address("192.0.2.9")).unwrap().unwrap();
+        assert_eq!((near.owner.as_str(), near.gateways.len()), ("kernel", 0));
+        let v6 = links.lookup(address("2001:db8:9::1")).unwrap().unwrap();
+        assert_eq!((v6.owner.as_str(), v6.gateways), ("manx", vec![address("fe80::9")]));
+        assert_eq!(links.lookup(address("10.9.0.1")).unwrap(), None);
+    });
+}
+
+#[test]
+fn a_link_is_deleted_with_its_peer() {
+    with_two_links(|| {
+        link::delete("v0").unwrap();
+        let names: Vec<_> = ip_json("link").iter().map(|l| l["ifname"].to_string()).collect();
+        assert!(!names.iter().any(|name| name == "\"v0\"" || name == "\"p0\""), "{names:?}");
+    });
+}
+
+#[test]
+fn settings_are_those_of_this_namespace() {
+    in_namespace(|| {
+        sysctl::write("net.ipv4.fib_multipath_hash_policy", "1").unwrap();
+        let seen = run("cat", &["/proc/sys/net/ipv4/fib_multipath_hash_policy"]);
+        assert_eq!(seen, "1\n");
+        assert_eq!(sysctl::read("net.ipv4.fib_multipath_hash_policy").unwrap(), "1");
+        let refused = sysctl::write("net.ipv4.ip_forward", "no number").unwrap_err();
+        assert!(refused.to_string().contains("net.ipv4.ip_forward"), "{refused}");
+    });
+}
