@@ -11,16 +11,19 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 
 use crate::agent::{self, AskError, Request, Response};
+use crate::conf::NetConf;
+use crate::environment::PodArgs;
 use crate::ipam::Pool;
 use crate::link::{self, Ends, LinkError};
 use crate::names;
+use crate::names::Key;
 use crate::netns::Netns;
 use crate::node::{NodeConfig, NodeError};
 use crate::plan::{HOST_MAC, Wiring, gateway, whole};
 use crate::remove;
 use crate::result::{AddResult, Address, Interface, Route};
-use crate::spec::{Environment, Error, NetConf, PodArgs, code, format_mac};
-use crate::store::{Attachment, Key, Pending, Store, Wanted};
+use crate::spec::{Error, code, format_mac};
+use crate::store::{Attachment, Pending, Store, Wanted};
 
 /// What Ethernet carries, where the agent does not say.
 const DEFAULT_MTU: u32 = 1500;
@@ -49,23 +52,19 @@ impl Attached {
 ///
 /// # Errors
 /// As the runtime gets them; nothing is left then.
-pub(crate) fn add(environment: &Environment, conf: &NetConf, now: u64) -> Result<Attached, Error> {
-    let key = environment.key.clone().expect("ADD has a container id and an interface name");
-    let path = environment.netns.clone().expect("ADD has a namespace");
-    let args = PodArgs::parse(&environment.args)?;
+pub(crate) fn add(key: Key, path: &str, args: PodArgs, conf: &NetConf, now: u64) -> Result<Attached, Error> {
     let fixed = conf.fixed_ips(&args)?;
     let mac = conf.fixed_mac(&args)?.unwrap_or_else(|| names::pod_mac(&key.container_id, &key.ifname));
     let node = NodeConfig::read(&conf.run_dir).map_err(|e| not_ready(&e))?;
     let pools = pools(&node, &fixed)?;
-    let netns = Netns::open(Path::new(&path)).map_err(|e| {
+    let netns = Netns::open(Path::new(path)).map_err(|e| {
         Error::new(code::NETNS, "CNI_NETNS is not the network namespace of a pod", format!("{path}: {e}"))
     })?;
     let mtu = conf.mtu.or(Some(node.mtu).filter(|mtu| *mtu != 0)).unwrap_or(DEFAULT_MTU);
     let v6 = fixed.iter().any(IpAddr::is_ipv6)
         || pools.iter().any(|p| p.after(None).is_some_and(|ip| ip.is_ipv6()));
     if v6 && mtu < MIN_MTU_V6 {
-        let details = format!("the MTU is {mtu}, and IPv6 needs {MIN_MTU_V6}");
-        return Err(Error::new(code::CONFIGURATION, "the network configuration is not valid", details));
+        return Err(Error::configuration(format!("the MTU is {mtu}, and IPv6 needs {MIN_MTU_V6}")));
     }
 
     let store = Store::open(&conf.run_dir)?;
@@ -96,7 +95,7 @@ pub(crate) fn add(environment: &Environment, conf: &NetConf, now: u64) -> Result
         container_id: key.container_id.clone(),
         ifname: key.ifname.clone(),
         network: Some(conf.name.clone()),
-        netns: Some(path.clone()),
+        netns: Some(path.to_owned()),
         namespace: args.namespace,
         pod: args.name,
         uid: args.uid,
@@ -104,7 +103,7 @@ pub(crate) fn add(environment: &Environment, conf: &NetConf, now: u64) -> Result
         ips: wiring.ips.clone(),
         created: now,
     };
-    let attached = Attached { result: result(conf, &wiring, &path), store, key, interface };
+    let attached = Attached { result: result(conf, &wiring, path), store, key, interface };
     match finish(conf, &wiring, &netns, ends, attachment, &mut pending).and_then(|()| Ok(pending.finish()?)) {
         Ok(true) => Ok(attached),
         Ok(false) => {

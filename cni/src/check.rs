@@ -4,14 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::agent::{self, Request, Response};
+use crate::conf::NetConf;
 use crate::ipam::Pool;
-use crate::names;
+use crate::names::{self, Key};
 use crate::netns::Netns;
 use crate::node::NodeConfig;
 use crate::observe;
 use crate::plan::Wiring;
 use crate::result::AddResult;
-use crate::spec::{Environment, Error, NetConf, code, parse_mac};
+use crate::spec::{Error, code, parse_mac};
 use crate::store::{Attachment, Store};
 
 /// STATUS is asked every few seconds: an agent that is slower than this is not ready.
@@ -21,16 +22,12 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Code 103 with all that differs.
-pub(crate) fn check(environment: &Environment, conf: &NetConf) -> Result<(), Error> {
-    let key = environment.key.clone().expect("CHECK has a container id and an interface name");
-    let path = environment.netns.clone().expect("CHECK has a namespace");
-    let result = conf.prev_result.as_ref().ok_or_else(|| {
-        Error::new(code::CONFIGURATION, "the network configuration is not valid", "CHECK needs a prevResult")
-    })?;
+pub(crate) fn check(key: &Key, path: &str, conf: &NetConf) -> Result<(), Error> {
+    let result = conf.prev_result.as_ref().ok_or_else(|| Error::configuration("CHECK needs a prevResult"))?;
     let attachment = Store::existing(&conf.run_dir)
-        .and_then(|store| store.attachment(&key))
+        .and_then(|store| store.attachment(key))
         .ok_or_else(|| differs(&[format!("{key} is not attached")]))?;
-    let netns = Netns::open(Path::new(&path)).map_err(|e| {
+    let netns = Netns::open(Path::new(path)).map_err(|e| {
         Error::new(code::NETNS, "CNI_NETNS is not the network namespace of a pod", format!("{path}: {e}"))
     })?;
     let mut differences = compare(&attachment, result);

@@ -1,7 +1,7 @@
 //! The rooms of `manx-cni`, the plugin that attaches pods, and what the agent shares with it.
 //!
 //! ```text
-//! main -> plugin -> spec, json, result (words of CNI)      pure
+//! main -> plugin -> spec, json, environment, conf, result (words of CNI)      pure
 //!                -> add, remove, check (the verbs)
 //!                     plan (how a pod is wired), names, ipam (which address)     pure
 //!                     link, observe over netlink; netns; store (tmpfs); detach   IO
@@ -13,7 +13,9 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod conf;
 pub mod conflist;
+pub mod environment;
 pub mod ipam;
 pub mod json;
 pub mod link;

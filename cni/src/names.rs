@@ -3,6 +3,8 @@
 //! Both come from container id and interface name: a new sandbox of the same pod may come before the old one's DEL, so
 //! a pod's name would name two links.
 
+use std::fmt;
+
 use sha2::{Digest, Sha256};
 
 /// Prefix of host interfaces unless the node's configuration says otherwise.
@@ -12,6 +14,33 @@ pub const DEFAULT_PREFIX: &str = "manx";
 pub const MAX_PREFIX: usize = 4;
 
 const HASH_DIGITS: usize = 11;
+
+/// Container id and interface name: the identity of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+impl Key {
+    /// Of validated parts: neither holds ':' or '/'.
+    pub fn new(container_id: &str, ifname: &str) -> Self {
+        Self { container_id: container_id.to_owned(), ifname: ifname.to_owned() }
+    }
+
+    /// Of its text.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.split_once(':').map(|(container_id, ifname)| Self::new(container_id, ifname))
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.container_id, self.ifname)
+    }
+}
 
 /// The host end's name: `prefix` and 11 hex digits of SHA-256(container id, NUL, ifname).
 ///

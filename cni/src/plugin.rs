@@ -6,8 +6,10 @@ use std::io::{Read, Write};
 
 use serde_json::Value;
 
+use crate::conf::NetConf;
+use crate::environment::Call;
 use crate::link::LinkError;
-use crate::spec::{self, Environment, Error, NetConf, Verb, Version, code};
+use crate::spec::{self, Error, Version, code};
 use crate::store::StoreError;
 use crate::{add, check, remove};
 
@@ -21,7 +23,7 @@ pub fn run(
     stdout: &mut impl Write,
     now: u64,
 ) -> u8 {
-    let environment = Environment::parse(&variable);
+    let call = Call::parse(&variable);
     let mut input = Vec::new();
     // Without a command it may be a person at a terminal, who would wait.
     if variable("CNI_COMMAND").is_some_and(|command| !command.is_empty())
@@ -30,31 +32,30 @@ pub fn run(
         let error = Error::new(code::IO, "standard input cannot be read", e.to_string());
         return fail(stdout, &error, Version::V1_1_0);
     }
-    match environment.and_then(|environment| call(&environment, &input, stdout, now)) {
+    match call.and_then(|call| answer(call, &input, stdout, now)) {
         Ok(()) => 0,
-        Err(error) => fail(stdout, &error, spec::error_version(&input)),
+        Err(error) => fail(stdout, &error, Version::to_answer(&input)),
     }
 }
 
-fn call(environment: &Environment, input: &[u8], stdout: &mut impl Write, now: u64) -> Result<(), Error> {
-    if environment.verb == Verb::Version {
-        return print(stdout, &spec::version_report(input));
-    }
-    let conf = NetConf::parse(input, environment.verb)?;
-    match environment.verb {
-        Verb::Add => {
-            let attached = add::add(environment, &conf, now)?;
+fn answer(call: Call, input: &[u8], stdout: &mut impl Write, now: u64) -> Result<(), Error> {
+    let verb = call.verb();
+    let conf = || NetConf::parse(input, verb);
+    match call {
+        Call::Add { key, netns, args } => {
+            let conf = conf()?;
+            let attached = add::add(key, &netns, args, &conf, now)?;
             let printed = print(stdout, &attached.result.to_json(conf.version));
             if printed.is_err() {
                 attached.undo(now);
             }
             printed
         }
-        Verb::Del => remove::del(environment, &conf, now),
-        Verb::Check => check::check(environment, &conf),
-        Verb::Gc => remove::gc(&conf, now),
-        Verb::Status => check::status(&conf, now),
-        Verb::Version => Ok(()),
+        Call::Del { key } => remove::del(&key, &conf()?, now),
+        Call::Check { key, netns } => check::check(&key, &netns, &conf()?),
+        Call::Gc => remove::gc(&conf()?, now),
+        Call::Status => check::status(&conf()?, now),
+        Call::Version => print(stdout, &spec::version_report(Version::to_answer(input))),
     }
 }
 

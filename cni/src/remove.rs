@@ -3,20 +3,20 @@
 //! Link first, addresses last: an address is free only when nothing answers to it any more. All of it can be repeated,
 //! needs no namespace, no agent and no earlier result, and goes by container id and interface name alone.
 
+use crate::conf::NetConf;
 use crate::link;
-use crate::names;
+use crate::names::{self, Key};
 use crate::node::NodeConfig;
-use crate::spec::{Environment, Error, NetConf};
-use crate::store::{Key, Store};
+use crate::spec::Error;
+use crate::store::Store;
 
 /// Detaches a pod; what is not there is no error. `now` in epoch seconds.
 ///
 /// # Errors
 /// The link could not be removed, and then its addresses stay held; or the store is broken.
-pub(crate) fn del(environment: &Environment, conf: &NetConf, now: u64) -> Result<(), Error> {
-    let key = environment.key.clone().expect("DEL has a container id and an interface name");
+pub(crate) fn del(key: &Key, conf: &NetConf, now: u64) -> Result<(), Error> {
     let store = Store::existing(&conf.run_dir);
-    let known = store.as_ref().and_then(|store| interface(store, &key));
+    let known = store.as_ref().and_then(|store| interface(store, key));
     // The state may be lost while the link is not.
     let interface = known.unwrap_or_else(|| {
         let prefix = NodeConfig::read(&conf.run_dir).map(|node| node.interface_prefix);
@@ -24,7 +24,7 @@ pub(crate) fn del(environment: &Environment, conf: &NetConf, now: u64) -> Result
         names::host_interface(prefix, &key.container_id, &key.ifname)
     });
     match store {
-        Some(store) => everything(&store, &key, Some(&interface), now),
+        Some(store) => everything(&store, key, Some(&interface), now),
         None => Ok(link::delete_detached(&interface).map(drop)?),
     }
 }

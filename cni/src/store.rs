@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::ipam::PoolUsage;
 use crate::ipam::{self, Choice, Pool, Standing};
+pub use crate::names::Key;
 
 /// Longest container id, bytes: with ':' and an interface name it has to fit a file name.
 pub const MAX_CONTAINER_ID: usize = 239;
@@ -80,32 +81,6 @@ pub struct Owned {
     pub interface: String,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
-}
-
-/// Container id and interface name: the identity of an attachment.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// CNI_CONTAINERID.
-    pub container_id: String,
-    /// CNI_IFNAME.
-    pub ifname: String,
-}
-
-impl Key {
-    /// Of validated parts: neither holds ':' or '/'.
-    pub fn new(container_id: &str, ifname: &str) -> Self {
-        Self { container_id: container_id.to_owned(), ifname: ifname.to_owned() }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        name.split_once(':').map(|(container_id, ifname)| Self::new(container_id, ifname))
-    }
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.container_id, self.ifname)
-    }
 }
 
 /// What an attachment wants to hold.

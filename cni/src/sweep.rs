@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::link::{self, LinkError};
+use crate::names::Key;
 use crate::netns::Netns;
-use crate::store::{Key, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// An ADD that is slower than this was killed or is still holding its lock.
 const GRACE: u64 = 60;

@@ -1,15 +1,13 @@
 //! The environment of a call: CNI_COMMAND and its companions, validated. Pure: variables come from a function.
 
-use std::path::PathBuf;
-
-use super::{Error, Verb, code};
 use crate::names::Key;
+use crate::spec::{Error, Verb, code, is_identifier};
 use crate::store::MAX_CONTAINER_ID;
 
 /// Longest interface name, bytes: IFNAMSIZ without the closing NUL.
 const MAX_IFNAME: usize = 15;
 
-/// One call with what its verb needs.
+/// One call, with what its verb needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     /// Attach.
@@ -17,9 +15,9 @@ pub enum Call {
         /// Which attachment.
         key: Key,
         /// CNI_NETNS.
-        netns: PathBuf,
+        netns: String,
         /// CNI_ARGS.
-        args: Args,
+        args: PodArgs,
     },
     /// Detach. CNI_NETNS may be empty and is of no use here: links are found by the attachment's identity.
     Del {
@@ -31,7 +29,7 @@ pub enum Call {
         /// Which attachment.
         key: Key,
         /// CNI_NETNS.
-        netns: PathBuf,
+        netns: String,
     },
     /// Collect garbage.
     Gc,
@@ -43,16 +41,16 @@ pub enum Call {
 
 /// CNI_ARGS, as far as it concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Args {
+pub struct PodArgs {
     /// K8S_POD_NAMESPACE; podman sends none.
     pub namespace: Option<String>,
     /// K8S_POD_NAME.
-    pub pod: Option<String>,
+    pub name: Option<String>,
     /// K8S_POD_UID.
     pub uid: Option<String>,
-    /// IP: fixed addresses.
+    /// IP: fixed addresses, as written.
     pub ips: Vec<String>,
-    /// MAC.
+    /// MAC, as written.
     pub mac: Option<String>,
 }
 
@@ -69,16 +67,15 @@ impl Call {
         }
     }
 
-    /// Reads the variables that the verb needs.
+    /// Reads the variables that the verb needs; an empty one is a missing one.
     ///
     /// # Errors
     /// Code 4, naming the variables that are missing or wrong.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+    pub fn parse(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let Some(command) = variable("CNI_COMMAND") else {
-            return Err(Error::new(
-                code::ENVIRONMENT,
-                "environment variables are missing: CNI_COMMAND",
+            return Err(missing(
+                &["CNI_COMMAND"],
                 "this is a CNI plugin, to be started by a container runtime",
             ));
         };
@@ -90,35 +87,29 @@ impl Call {
             Verb::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
             Verb::Gc | Verb::Status | Verb::Version => &[],
         };
-        let missing: Vec<&str> = needed.iter().filter(|name| variable(name).is_none()).copied().collect();
-        if !missing.is_empty() {
-            return Err(Error::new(
-                code::ENVIRONMENT,
-                format!("environment variables are missing: {}", missing.join(", ")),
-                format!("{command} needs them"),
-            ));
+        let absent: Vec<&str> = needed.iter().filter(|name| variable(name).is_none()).copied().collect();
+        if !absent.is_empty() {
+            return Err(missing(&absent, &format!("{command} needs them")));
         }
-        let required = |name: &str| variable(name).unwrap_or_default();
-        match verb {
-            Verb::Add => Ok(Self::Add {
-                key: key(&required("CNI_CONTAINERID"), &required("CNI_IFNAME"))?,
-                netns: required("CNI_NETNS").into(),
-                args: Args::parse(&variable("CNI_ARGS").unwrap_or_default())?,
-            }),
-            Verb::Check => Ok(Self::Check {
-                key: key(&required("CNI_CONTAINERID"), &required("CNI_IFNAME"))?,
-                netns: required("CNI_NETNS").into(),
-            }),
-            Verb::Del => Ok(Self::Del { key: key(&required("CNI_CONTAINERID"), &required("CNI_IFNAME"))? }),
-            Verb::Gc => Ok(Self::Gc),
-            Verb::Status => Ok(Self::Status),
-            Verb::Version => Ok(Self::Version),
-        }
+        let given = |name: &str| variable(name).unwrap_or_default();
+        let key = || key(&given("CNI_CONTAINERID"), &given("CNI_IFNAME"));
+        Ok(match verb {
+            Verb::Add => Self::Add {
+                key: key()?,
+                netns: given("CNI_NETNS"),
+                args: PodArgs::parse(&given("CNI_ARGS"))?,
+            },
+            Verb::Check => Self::Check { key: key()?, netns: given("CNI_NETNS") },
+            Verb::Del => Self::Del { key: key()? },
+            Verb::Gc => Self::Gc,
+            Verb::Status => Self::Status,
+            Verb::Version => Self::Version,
+        })
     }
 }
 
-impl Args {
-    /// Reads `K=V;K=V`. Keys that we do not know are ignored, with or without IgnoreUnknown.
+impl PodArgs {
+    /// Reads `K=V;K=V` in any order. Keys that we do not know are somebody else's, with or without IgnoreUnknown.
     ///
     /// # Errors
     /// Code 4 for a part without `=`.
@@ -131,9 +122,12 @@ impl Args {
             let given = Some(value.to_owned()).filter(|v| !v.is_empty());
             match key {
                 "K8S_POD_NAMESPACE" => args.namespace = given,
-                "K8S_POD_NAME" => args.pod = given,
+                "K8S_POD_NAME" => args.name = given,
                 "K8S_POD_UID" => args.uid = given,
-                "IP" => args.ips = value.split(',').filter(|ip| !ip.is_empty()).map(str::to_owned).collect(),
+                "IP" => {
+                    args.ips =
+                        value.split(',').map(|ip| ip.trim().to_owned()).filter(|ip| !ip.is_empty()).collect();
+                }
                 "MAC" => args.mac = given,
                 _ => {}
             }
@@ -143,36 +137,26 @@ impl Args {
 }
 
 /// Validates the identity of an attachment.
-///
-/// # Errors
-/// Code 4.
-pub fn key(container_id: &str, ifname: &str) -> Result<Key, Error> {
+fn key(container_id: &str, ifname: &str) -> Result<Key, Error> {
     if !is_identifier(container_id) || container_id.len() > MAX_CONTAINER_ID {
-        return Err(invalid(
-            "CNI_CONTAINERID",
-            container_id,
-            &format!(
-                "letters, digits, '_', '.', '-', beginning with a letter or digit, at most {MAX_CONTAINER_ID} bytes"
-            ),
-        ));
+        let wanted = format!(
+            "letters, digits, '_', '.', '-', beginning with a letter or digit, at most {MAX_CONTAINER_ID} bytes"
+        );
+        return Err(invalid("CNI_CONTAINERID", container_id, &wanted));
     }
     // The kernel takes a name with '%' as a template for a number.
-    let foreign = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
-    if ifname.is_empty() || ifname.len() > MAX_IFNAME || ifname == "." || ifname == ".." || ifname.contains(foreign) {
-        return Err(invalid(
-            "CNI_IFNAME",
-            ifname,
-            &format!("an interface name: at most {MAX_IFNAME} bytes without '/', ':', '%' and spaces"),
-        ));
+    let foreign = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();
+    if ifname.len() > MAX_IFNAME || ifname == "." || ifname == ".." || ifname.contains(foreign) {
+        let wanted =
+            format!("an interface name: at most {MAX_IFNAME} bytes without '/', ':', '%' and spaces");
+        return Err(invalid("CNI_IFNAME", ifname, &wanted));
     }
     Ok(Key::new(container_id, ifname))
 }
 
-/// `^[a-zA-Z0-9][\w.-]*$`: container ids and names of networks.
-pub fn is_identifier(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
-        && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+fn missing(variables: &[&str], details: &str) -> Error {
+    let msg = format!("environment variables are missing: {}", variables.join(", "));
+    Error::new(code::ENVIRONMENT, msg, details)
 }
 
 fn invalid(variable: &str, value: &str, wanted: &str) -> Error {
@@ -185,28 +169,36 @@ mod tests {
 
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Call, Error> {
-        Call::read(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+    fn parse(variables: &[(&str, &str)]) -> Result<Call, Error> {
+        Call::parse(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
     }
 
     #[test]
     fn missing_variables_are_named_all_at_once() {
-        let error = read(&[("CNI_COMMAND", "ADD"), ("CNI_NETNS", "")]).unwrap_err();
+        let error = parse(&[("CNI_COMMAND", "ADD"), ("CNI_NETNS", "")]).unwrap_err();
         assert_eq!(error.code, 4);
         assert_eq!(error.msg, "environment variables are missing: CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME");
+        assert_eq!(parse(&[]).unwrap_err().msg, "environment variables are missing: CNI_COMMAND");
+        assert_eq!(parse(&[("CNI_COMMAND", "add")]).unwrap_err().code, 4);
     }
 
     #[test]
-    fn del_needs_no_netns() {
-        let call = read(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")]).unwrap();
-        assert_eq!(call, Call::Del { key: Key::new("a", "eth0") });
+    fn del_needs_no_netns_and_does_not_look_at_args() {
+        let call =
+            [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0"), ("CNI_ARGS", "x")];
+        assert_eq!(parse(&call), Ok(Call::Del { key: Key::new("a", "eth0") }));
     }
 
     #[test]
-    fn version_comes_with_dummies() {
-        let dummies = [("CNI_COMMAND", "VERSION"), ("CNI_IFNAME", "dummy"), ("CNI_NETNS", "dummy"), ("CNI_PATH", "dummy")];
-        assert_eq!(read(&dummies).unwrap(), Call::Version);
-        assert_eq!(read(&[("CNI_COMMAND", "VERSION")]).unwrap(), Call::Version);
+    fn version_may_come_with_dummies() {
+        let dummies = [
+            ("CNI_COMMAND", "VERSION"),
+            ("CNI_IFNAME", "dummy"),
+            ("CNI_NETNS", "dummy"),
+            ("CNI_PATH", "dummy"),
+        ];
+        assert_eq!(parse(&dummies), Ok(Call::Version));
+        assert_eq!(parse(&dummies[..1]), Ok(Call::Version));
     }
 
     #[rstest]
@@ -225,6 +217,7 @@ mod tests {
     #[case("a:b")]
     #[case("a b")]
     #[case("ä")]
+    #[case("aä")]
     #[case("a\n")]
     fn container_ids_that_it_does_not(#[case] id: &str) {
         assert_eq!(key(id, "eth0").unwrap_err().code, 4);
@@ -232,12 +225,11 @@ mod tests {
 
     #[test]
     fn a_container_id_has_to_fit_a_file_name() {
-        assert!(key(&"a".repeat(239), "eth0").is_ok());
+        assert!(key(&"a".repeat(239), "fifteen_bytes_a").is_ok());
         assert_eq!(key(&"a".repeat(240), "eth0").unwrap_err().code, 4);
     }
 
     #[rstest]
-    #[case("")]
     #[case(".")]
     #[case("..")]
     #[case("a/b")]
@@ -251,36 +243,38 @@ mod tests {
     }
 
     #[test]
-    fn fifteen_bytes_are_an_interface_name() {
-        assert!(key("a", "fifteen_bytes_a").is_ok());
-    }
-
-    #[test]
-    fn containerds_args_are_read_in_any_order() {
-        let args = Args::parse(
-            "K8S_POD_UID=u-1;IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop",
-        );
-        let wanted = Args {
+    fn containerds_args_come_in_any_order() {
+        let mut parts = [
+            "K8S_POD_UID=u-1",
+            "IgnoreUnknown=1",
+            "K8S_POD_INFRA_CONTAINER_ID=c",
+            "K8S_POD_NAME=web",
+            "K8S_POD_NAMESPACE=shop",
+        ];
+        let wanted = PodArgs {
             namespace: Some("shop".to_owned()),
-            pod: Some("web".to_owned()),
+            name: Some("web".to_owned()),
             uid: Some("u-1".to_owned()),
-            ..Args::default()
+            ..PodArgs::default()
         };
-        assert_eq!(args.unwrap(), wanted);
+        for _ in 0..parts.len() {
+            parts.rotate_left(1);
+            assert_eq!(PodArgs::parse(&parts.join(";")).unwrap(), wanted);
+        }
     }
 
     #[test]
     fn podmans_args_have_no_namespace() {
-        let args = Args::parse("IgnoreUnknown=1;K8S_POD_NAME=web").unwrap();
-        assert_eq!((args.namespace, args.pod.as_deref()), (None, Some("web")));
+        let args = PodArgs::parse("IgnoreUnknown=1;K8S_POD_NAME=web").unwrap();
+        assert_eq!((args.namespace, args.name.as_deref()), (None, Some("web")));
     }
 
     #[test]
     fn fixed_addresses_and_mac_come_in_args() {
-        let args = Args::parse("IP=10.0.0.5,fd00::5;MAC=02:00:00:00:00:01;K8S_POD_NAMESPACE=").unwrap();
+        let args = PodArgs::parse("IP=10.0.0.5, fd00::5;MAC=02:00:00:00:00:01;K8S_POD_NAMESPACE=").unwrap();
         assert_eq!(args.ips, ["10.0.0.5", "fd00::5"]);
         assert_eq!(args.mac.as_deref(), Some("02:00:00:00:00:01"));
         assert_eq!(args.namespace, None);
-        assert_eq!(Args::parse("IP").unwrap_err().code, 4);
+        assert_eq!(PodArgs::parse("IP").unwrap_err().code, 4);
     }
 }
