@@ -542,9 +542,10 @@ fn closed(state: &State, endpoint: &crate::model::Endpoint, prefix: &str, shared
     }
 }
 
-/// Does this policy, if it is enforced at all, choose this pod?
+/// Does this policy, if it is enforced at all, choose this pod? Only NetworkPolicies are: no door lets the tiers around them in.
 fn governs(state: &State, policy: &Policy, pod: &PodId, labels: &Labels) -> bool {
-    !policy.staged && state.selects(&policy.subject, &pod.namespace, labels)
+    let enforced = policy.id.tier == Tier::NetworkPolicy && !policy.staged;
+    enforced && state.selects(&policy.subject, &pod.namespace, labels)
 }
 
 /// The order in which policies are asked.

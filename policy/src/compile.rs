@@ -24,6 +24,9 @@
 //! * **New TCP flows begin with SYN** at endpoints that are isolated in any direction: a flow that was cut by a policy change
 //!   must not come back through a packet in the other, allowed direction. At endpoints without policy nothing was cut, and
 //!   conntrack may pick up what it has lost.
+//! * **Source addresses are those of the packet in FORWARD**: after destination translation, before source translation. Service
+//!   addresses are therefore never policed. kube-proxy's IPVS mode takes Service traffic past FORWARD, through INPUT and
+//!   OUTPUT, and is not policed here; nor are host-network pods, which share their node's address and its privileges.
 //! * **Tunnels out of pods** (VXLAN, Geneve, IPIP, IPv6 in IP, GRE) are dropped at every endpoint, isolated or not: what they
 //!   carry would reach the far end of the tunnel with any source address, past everyone's ingress policy.
 
@@ -289,13 +292,11 @@ impl Layout {
             let mut rules = Vec::new();
             for (index, policy_rule) in policy_rules.iter().enumerate() {
                 let comment = format!("{words} {} rule {index}", direction.as_str());
+                if policy_rule.action != Action::Accept {
+                    continue; // A NetworkPolicy knows no other; nothing but NetworkPolicies governs.
+                }
                 for grant in grants(policy_rule, direction).iter().filter(|grant| grant.exists_in(family)) {
-                    let verdict = match policy_rule.action {
-                        Action::Accept => goto(chain::ALLOW),
-                        Action::Deny => Verdict::Drop,
-                        Action::Pass => mark(self.marks.pass, self.marks.pass),
-                    };
-                    rules.push(rule(conditions(family, direction, grant), verdict, &comment));
+                    rules.push(rule(conditions(family, direction, grant), goto(chain::ALLOW), &comment));
                 }
             }
             rules.push(rule([], Verdict::Return, &format!("{words} {} allows no more", direction.as_str())));
