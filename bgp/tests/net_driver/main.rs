@@ -8,6 +8,7 @@
 
 mod bounds;
 mod hostile;
+mod interop;
 mod options;
 mod sessions;
 mod support;
