@@ -107,7 +107,7 @@ impl NetConf {
         let runtime = json.object("runtimeConfig")?.unwrap_or(&empty);
         let args = json.object("args")?.unwrap_or(&empty).object("cni")?.unwrap_or(&empty);
         let annotation = match runtime.object(ANNOTATIONS_CAPABILITY)? {
-            Some(annotations) => annotation_ips(annotations.str(IPS_ANNOTATION)?.unwrap_or_default())?,
+            Some(annotations) => annotation_ips(annotations.exactly(IPS_ANNOTATION).unwrap_or_default())?,
             None => Vec::new(),
         };
         let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();

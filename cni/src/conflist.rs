@@ -148,7 +148,7 @@ mod tests {
             member("portmap", &["0.3.0", "0.3.1", "0.4.0", "1.0.0"]),
             member("bandwidth", &["0.3.1", "0.4.0", "1.0.0"]),
         ];
-        insta::assert_snapshot!(render(Path::new("/run/manx"), &chain), @"");
+        insta::assert_snapshot!(render(Path::new("/run/manx"), &chain));
     }
 
     #[test]

@@ -55,6 +55,15 @@ impl Json {
             .map(|(_, value)| value)
     }
 
+    /// The string of a map's key, where Go does not overlook case; `None` for anything else.
+    pub fn exactly(&self, key: &str) -> Option<&str> {
+        let Json::Object(members) = self else { return None };
+        match members.iter().rfind(|(name, _)| name == key) {
+            Some((_, Json::String(text))) => Some(text),
+            _ => None,
+        }
+    }
+
     /// A string; empty counts as absent, as in a Go struct.
     ///
     /// # Errors
@@ -193,6 +202,15 @@ mod tests {
     fn keys_match_in_any_case() {
         assert_eq!(parse(r#"{"HostPort":80}"#).u32("hostPort"), Ok(Some(80)));
         assert_eq!(parse(r#"{"CNIVERSION":"1.0.0"}"#).str("cniVersion"), Ok(Some("1.0.0")));
+    }
+
+    #[test]
+    fn keys_of_maps_have_a_case() {
+        let map = parse(r#"{"a/B":"1","a/b":"2"}"#);
+        assert_eq!(
+            (map.exactly("a/B"), map.exactly("a/b"), map.exactly("A/b")),
+            (Some("1"), Some("2"), None)
+        );
     }
 
     #[test]

@@ -233,12 +233,12 @@ mod tests {
 
     #[test]
     fn dual_stack_wiring() {
-        insta::assert_snapshot!(script(&["10.0.0.5", "fd00::5"]), @"");
+        insta::assert_snapshot!(script(&["10.0.0.5", "fd00::5"]));
     }
 
     #[test]
     fn ipv4_only_wiring_touches_no_ipv6_setting() {
-        insta::assert_snapshot!(script(&["10.0.0.5"]), @"");
+        insta::assert_snapshot!(script(&["10.0.0.5"]));
     }
 
     #[test]

@@ -312,8 +312,10 @@ impl Store {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         fs::create_dir(&quarter).and_then(|()| symlink(now.to_string(), &rest))
                     }
-                    // Given while cooling, and back in the same quarter: it rests from the first release on.
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    // Given while cooling, and back in the same quarter: it rests from now on.
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        fs::remove_file(&rest).and_then(|()| symlink(now.to_string(), &rest))
+                    }
                     other => other,
                 };
                 at(&rest, made)?;
