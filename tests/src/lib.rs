@@ -10,6 +10,7 @@
 //!        /    \    /    \            cluster.rs   the manifest directory: Kubernetes objects as YAML
 //!    node-1   node-2   node-3        probe/       TCP, UDP and ping between namespaces, with what the receiver saw
 //!     pods     pods     pods         checks/      one file per promise
+//!                                 bench/       side-by-side measurements
 //! ```
 //!
 //! Nothing here knows how Manx works inside: what is checked is what the kernel, the routers and the pods see.
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bench;
 pub mod capture;
 pub mod checks;
 pub mod cluster;

@@ -1,0 +1,31 @@
+//! The manifests that we ship are ones that the agent reads without a complaint.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use manx_agent::source::Update;
+use manx_agent::source::directory::{Change, Directory};
+
+#[test]
+fn the_manifests_of_a_rack_have_no_problem() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/rack");
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).expect("the manifests are there") {
+        let path = entry.expect("a directory can be read").path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+            files.insert(name, Change::Text(std::fs::read_to_string(&path).expect("a file can be read")));
+        }
+    }
+    assert_eq!(files.len(), 4);
+    let (mut objects, mut problems) = (0, Vec::new());
+    for update in Directory::new().turn(Ok(files)) {
+        match update {
+            Update::Set(_) => objects += 1,
+            Update::Problems(all) => problems.extend(all.iter().map(|p| format!("{p:?}"))),
+            Update::Remove(_) | Update::InSync => {}
+        }
+    }
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(objects, 9);
+}
