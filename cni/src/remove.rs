@@ -45,6 +45,7 @@ pub(crate) fn gc(conf: &NetConf, now: u64) -> Result<(), Error> {
         if valid.contains(&key) || network.as_deref() != Some(conf.name.as_str()) || store.is_busy(&key) {
             continue;
         }
+        store.condemn(&key)?;
         interfaces.extend(interface(&store, &key));
         gone.push(key);
     }
@@ -61,6 +62,7 @@ pub(crate) fn gc(conf: &NetConf, now: u64) -> Result<(), Error> {
 /// # Errors
 /// The link could not be removed, and then all else stays for the next try; or the store is broken.
 pub(crate) fn everything(store: &Store, key: &Key, interface: Option<&str>, now: u64) -> Result<(), Error> {
+    store.condemn(key)?;
     if let Some(interface) = interface {
         link::delete_detached(interface)?;
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! attachments/<id>:<ifname>   JSON, complete when it appears: what the agent watches
-//! pending/<id>:<ifname>       the same file while its ADD runs, locked by it; a name here without a lock is a crash
+//! pending/<id>:<ifname>       the same file while its ADD runs, locked by it; without a lock it is a crash, or a DEL
 //! owners/<id>:<ifname>     -> "<network>/<host interface>/<address>,<address>"
 //! addresses/<address>      -> "<id>:<ifname>"
 //! cooling/<quarter>/<address> -> epoch seconds of the release, in a directory per quarter of a minute
@@ -227,7 +227,7 @@ impl Store {
 
     /// Begins an ADD: from here on a crash is told from a finished attachment.
     ///
-    /// What an ADD that crashed has left keeps its entries; the caller repairs it when [`Pending::crashed`] says so.
+    /// What an ADD or a DEL that crashed has left keeps its entries; the caller repairs it when [`Pending::crashed`] says so.
     ///
     /// # Errors
     /// [`StoreError::Attached`], [`StoreError::Busy`] or [`StoreError::Io`].
@@ -323,6 +323,22 @@ impl Store {
             }
         }
         remove(&self.owner_path(key))
+    }
+
+    /// Marks an attachment as unfinished, before it is taken apart: a DEL that is killed is a crash like another. No
+    /// error when there is no attachment, or when its ADD still runs.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn condemn(&self, key: &Key) -> Result<(), StoreError> {
+        if !self.attachment_path(key).exists() {
+            return Ok(());
+        }
+        let path = self.pending_path(key);
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(StoreError::Io { path, source: e }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the attachment out of the watched directory. No error when it is not there.
@@ -498,7 +514,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Did an earlier ADD of the same attachment end without finishing?
+    /// Did an earlier ADD or DEL of the same attachment end without finishing?
     pub fn crashed(&self) -> bool {
         self.crashed
     }

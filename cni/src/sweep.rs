@@ -45,6 +45,7 @@ impl Sweeper {
                 continue;
             }
             if self.suspects.contains(&key) {
+                store.condemn(&key)?;
                 store.retract(&key)?;
                 store.release(&key, now)?;
                 store.abandon(&key)?;

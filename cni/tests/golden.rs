@@ -1,6 +1,8 @@
 //! Every verb in every version with everything that can be wrong before the kernel is asked: what stdout holds, and the
 //! exit status. Regenerate with `INSTA_UPDATE=always` and read the difference.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fmt::Write;
 
 use manx_cni::spec::VERSIONS;

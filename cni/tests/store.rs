@@ -1,5 +1,7 @@
 //! The store under use, misuse, crashes and threads. No kernel but a file system.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
@@ -365,4 +367,19 @@ fn a_crash_never_frees_what_is_anothers_by_now() {
     assert_eq!(room.reserve_fixed("b", &["10.0.0.1"], &[], NOW).unwrap(), ["10.0.0.1"]);
     room.release("a", NOW);
     assert_eq!(room.names("addresses"), BTreeSet::from(["10.0.0.1".to_owned()]));
+}
+
+#[test]
+fn a_del_that_crashed_is_told_from_a_finished_attachment() {
+    let room = Room::new(&["10.0.0.0/24"]);
+    let key = Key::new("a", "eth0");
+    room.store.condemn(&key).unwrap();
+    assert!(room.names("pending").is_empty(), "there is nothing to take apart");
+    let mut pending = room.store.begin(&key).unwrap();
+    pending.publish(&attachment("a")).unwrap();
+    room.store.condemn(&key).unwrap();
+    assert!(pending.finish().unwrap());
+    room.store.condemn(&key).unwrap();
+    assert!(!room.store.is_busy(&key));
+    assert!(room.store.begin(&key).unwrap().crashed());
 }
