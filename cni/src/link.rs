@@ -98,12 +98,10 @@ pub fn index(interface: &str) -> Result<Option<u32>, LinkError> {
 /// # Errors
 /// The kernel's refusal.
 pub fn delete(interface: &str) -> Result<bool, LinkError> {
-    let mut batch = Batch::default();
-    batch.message(libc::RTM_DELLINK, libc::NLM_F_ACK, &ifinfomsg(0, 0)).name(libc::IFLA_IFNAME, interface);
-    match open(0)?.request(&batch) {
-        Ok(_) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
-        Err(e) => Err(failed(format!("delete {interface}"), e)),
+    let mut socket = open(0)?;
+    match index_by(&mut socket, interface)? {
+        Some(index) => delete_by(&mut socket, index, interface),
+        None => Ok(false),
     }
 }
 
@@ -116,7 +114,8 @@ pub fn delete_detached(interface: &str) -> Result<bool, LinkError> {
     let mut news = open(RTMGRP_LINK)?;
     let Some(index) = index(interface)? else { return Ok(false) };
     // No child, no haste.
-    let Ok(child) = detach::run(|| delete(interface).is_ok()) else { return delete(interface) };
+    let by_index = || delete_by(&mut open(0)?, index, interface);
+    let Ok(child) = detach::run(|| by_index().is_ok()) else { return by_index() };
     let deadline = Instant::now() + DELETE_PATIENCE;
     while Instant::now() < deadline {
         let heard = news.news(50).map_err(|e| failed("listen for the end of a link", e))?;
@@ -130,7 +129,7 @@ pub fn delete_detached(interface: &str) -> Result<bool, LinkError> {
             }
             if child.failed() {
                 // Once more, for the reason.
-                return delete(interface);
+                return by_index();
             }
         }
     }
@@ -183,6 +182,18 @@ pub(crate) fn index_by(socket: &mut Socket, interface: &str) -> Result<Option<u3
         Ok(replies) => Ok(replies.first().and_then(|reply| u32_at(&reply.body, 4))),
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(e) => Err(failed(format!("look for {interface}"), e)),
+    }
+}
+
+/// By index, never by name: the child of a DEL that was killed may come late, when the next ADD has made a link of the
+/// same name. Indices are not given twice.
+fn delete_by(socket: &mut Socket, index: u32, interface: &str) -> Result<bool, LinkError> {
+    let mut batch = Batch::default();
+    batch.message(libc::RTM_DELLINK, libc::NLM_F_ACK, &ifinfomsg(index, 0));
+    match socket.request(&batch) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(e) => Err(failed(format!("delete {interface}"), e)),
     }
 }
 

@@ -298,7 +298,7 @@ fn threads_never_get_the_same_address() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(64), ..ProptestConfig::default() })]
 
     /// Any sequence of reservations and releases over two families: both or none, never two owners, links both ways.
     #[test]
@@ -382,4 +382,9 @@ fn a_del_that_crashed_is_told_from_a_finished_attachment() {
     room.store.condemn(&key).unwrap();
     assert!(!room.store.is_busy(&key));
     assert!(room.store.begin(&key).unwrap().crashed());
+}
+
+/// How many cases to try: `make soak` asks for more by PROPTEST_CASES.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(usual, |_| ProptestConfig::default().cases)
 }
