@@ -1,6 +1,6 @@
 # The short entry points. CI runs these same ones.
 .DEFAULT_GOAL := help
-.PHONY: help deps build lab lab-up lab-down test check bench
+.PHONY: help deps build lab lab-up lab-down test check bench fuzz soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
@@ -36,3 +36,13 @@ check: ## formatting, lints, documentation, licences
 bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds
 	cargo build --release --locked --package manx-tests --bin manx-bench
 	$(RELEASE)/manx-bench
+
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ_SECONDS ?= 60
+
+fuzz: ## fuzz every wire decoder, FUZZ_SECONDS (60) each
+	@for target in $(FUZZ_TARGETS); do fuzz/run.sh $$target $(FUZZ_SECONDS) || exit 1; done
+
+soak: ## the long versions of what `test` samples: 20,000 cases a property, ten minutes a fuzz target
+	PROPTEST_CASES=20000 cargo test --release --locked --package manx-bgp --package manx-policy --package manx-cni --package manx-agent
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600

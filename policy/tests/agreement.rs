@@ -30,7 +30,8 @@ fn calc(updates: impl IntoIterator<Item = Update>) -> Calc {
 fn sim_of_compile_of_calc_is_the_verdict() {
     static PAIRS: AtomicUsize = AtomicUsize::new(0);
     static DENIED: AtomicUsize = AtomicUsize::new(0);
-    let config = ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() };
+    let config =
+        ProptestConfig { cases: cases(1500), failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(updates in cluster(), flows in vec(wire_flow(), 1..400))| {
         let calc = calc(updates);
         let snapshot = calc.snapshot();
@@ -57,7 +58,7 @@ fn sim_of_compile_of_calc_is_the_verdict() {
 
 #[test]
 fn incremental_calculation_equals_the_one_from_scratch_after_every_update() {
-    let config = ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: cases(500), failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(updates in vec(update(), 1..60))| {
         let mut calc = Calc::new("manx");
         for update in updates {
@@ -65,4 +66,9 @@ fn incremental_calculation_equals_the_one_from_scratch_after_every_update() {
             prop_assert_eq!(calc.snapshot(), from_scratch(calc.state(), "manx"));
         }
     });
+}
+
+/// How many cases to try: `make soak` asks for more by PROPTEST_CASES.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(usual, |_| ProptestConfig::default().cases)
 }

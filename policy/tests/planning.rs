@@ -32,7 +32,9 @@ fn engine() -> Engine {
     Engine::new(EngineConfig::new("node-1")).unwrap()
 }
 
-fn config(cases: u32) -> ProptestConfig {
+/// `make soak` asks for more cases by PROPTEST_CASES.
+fn config(usual: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").map_or(usual, |_| ProptestConfig::default().cases);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 

@@ -283,7 +283,7 @@ fn loc_rib(b: &Bench) -> Vec<RouteView> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), ..ProptestConfig::default() })]
 
     #[test]
     fn peers_and_fib_believe_what_the_tables_say_after_any_history(ops in prop::collection::vec(op(), 1..60)) {
@@ -381,4 +381,9 @@ proptest! {
         prop_assert!(notifications <= 1);
         b.advance(secs(600));
     }
+}
+
+/// How many cases to try: `make soak` asks for more by PROPTEST_CASES.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").map_or(usual, |_| ProptestConfig::default().cases)
 }
