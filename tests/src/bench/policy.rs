@@ -44,7 +44,7 @@ pub fn run(prefix: &str, bin_dir: &Path, rounds: u32) -> Result<()> {
     let kubelet = crate::kubelet::Kubelet {
         netns: netns.clone(),
         cni_conf_dir: agent.cni_conf_dir(),
-        cni_bin_dir: agent.cni_bin_dir.clone(),
+        cni_bin_dir: agent.cni_bin_dir,
         prefix: format!("{prefix}pod"),
         cluster: cluster.clone(),
     };

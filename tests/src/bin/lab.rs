@@ -12,7 +12,7 @@ use manx_tests::lab::{self, Lab};
 use manx_tests::probe::server::Server;
 use manx_tests::report::{Ms, Report};
 use manx_tests::{show, wait};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A small rack on this machine: three nodes, two ToRs, a spine and pods, each a network namespace.
 #[derive(Parser)]
@@ -165,23 +165,27 @@ fn bin_dir(cli: &Cli) -> Result<PathBuf> {
     Ok(release.filter(|dir| dir.is_dir()).unwrap_or(here))
 }
 
-/// An interrupt removes the lab before it ends the program. The signals are blocked in every thread made from here on, and in
-/// no child.
+/// An interrupt removes the lab before it ends the program.
 fn remove_when_interrupted(name: &str) -> Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().context("cannot block signals")?;
     let name = name.to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
     std::thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            eprintln!("{signal}: removing the lab");
-            if let Err(error) = lab::down(&name) {
-                eprintln!("while removing the lab: {error:#}");
+        runtime.block_on(async {
+            tokio::select! {
+                _ = signals.0.recv() => {}
+                _ = signals.1.recv() => {}
+                _ = signals.2.recv() => {}
             }
-            std::process::exit(128 + signal as i32);
+        });
+        eprintln!("interrupted: removing the lab");
+        if let Err(error) = lab::down(&name) {
+            eprintln!("while removing the lab: {error:#}");
         }
+        std::process::exit(130);
     });
     Ok(())
 }

@@ -9,11 +9,11 @@ use super::policy::{DENY_INGRESS, FROM_TEAM, FROM_ZONE, set};
 use crate::cluster;
 use crate::lab::Lab;
 use crate::netns::Netns;
-use crate::probe::PORTS;
+use crate::probe::{PORTS, fresh_number};
 use crate::report::Report;
 
 const LIMIT: Duration = Duration::from_secs(1);
-/// A probe with a fresh source port goes out this often: an established flow would tell nothing.
+/// A probe goes out this often, each a new flow: an established one would tell nothing.
 const PACE: Duration = Duration::from_millis(4);
 /// How long is watched after a change.
 const WATCH: Duration = Duration::from_millis(1400);
@@ -120,7 +120,7 @@ fn watch(netns: &Netns, to: IpAddr, end: Instant) -> Result<Vec<Sent>> {
         let mut next = Instant::now();
         while Instant::now() < end + ANSWER {
             if Instant::now() < end {
-                let socket = UdpSocket::bind((any, 0))?;
+                let socket = UdpSocket::bind((any, fresh_number()))?;
                 socket.set_nonblocking(true)?;
                 socket.connect((to, PORTS[0]))?;
                 socket.send(b"change")?;

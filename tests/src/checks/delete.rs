@@ -42,7 +42,10 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
                 "its rules on its node".into(),
                 Box::new(|| Ok(node.run("iptables-save")? + &node.run("ip6tables-save")?)),
             ),
-            ("its allocation on its node".into(), Box::new(|| attachments(lab, &pod.node))),
+            (
+                "its addresses' allocation on its node (manxctl ipam)".into(),
+                Box::new(|| allocations(lab, &pod.node)),
+            ),
         ];
         for name in lab.agents.keys() {
             let netns = lab.netns(name);
@@ -108,9 +111,12 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
     set(lab, &[])
 }
 
-/// The names of everything below the attachment directory, and where its links point.
-fn attachments(lab: &Lab, node: &str) -> Result<String> {
-    crate::command::output(
-        std::process::Command::new("ls").arg("-lR").arg(lab.agents[node].run_dir().join("ipam")),
-    )
+/// Who holds which address on a node; an address that cools down is nobody's.
+fn allocations(lab: &Lab, node: &str) -> Result<String> {
+    let ipam = lab.agents[node].manxctl_json(&["ipam"])?;
+    let lines = ipam["allocations"].as_array().into_iter().flatten().map(|one| {
+        let word = |key: &str| one[key].as_str().unwrap_or("-").to_owned();
+        format!("{} {} {} {}", word("ip"), word("namespace"), word("pod"), word("containerId"))
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }

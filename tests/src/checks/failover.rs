@@ -23,13 +23,14 @@ const DOWN: Duration = Duration::from_secs(4);
 /// # Errors
 /// When a stream cannot be started.
 pub fn check(lab: &Lab, report: &mut Report) -> Result<()> {
+    super::policy::set(lab, &[])?;
     // Seen from the node a shut switch port is a carrier that goes; seen from the switch so is the node's own link set down.
     for (title, machine, port, neighbour) in [
         ("tor-a shuts its port to node-2", "tor-a", "node-2", "front/client-1"),
         ("node-2 sets its link to tor-b down", "node-2", "tor-b", "front/client-3"),
     ] {
         wait::until(routing::CONVERGED, || routing::converged(lab)).map_err(anyhow::Error::msg)?;
-        let streams = start_streams(lab, neighbour)?;
+        let (streams, _) = wait::until(Duration::from_secs(5), || start_streams(lab, neighbour))?;
         let netns = lab.netns(machine);
         netns.ip(&format!("link set {port} down"))?;
         std::thread::sleep(DOWN);

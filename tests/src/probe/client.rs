@@ -56,7 +56,7 @@ fn tcp(to: SocketAddr, limit: Duration) -> std::io::Result<Seen> {
 
 fn udp(to: SocketAddr, limit: Duration) -> std::io::Result<Seen> {
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, super::fresh_number()))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(limit))?;
     socket.send(b"probe")?;
@@ -82,9 +82,9 @@ fn ping(to: IpAddr, limit: Duration) -> std::io::Result<Seen> {
     if to.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
     }
-    // The sequence and identifier tell our echo from that of a probe beside us.
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
-    let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_be_bytes();
+    // The identifier tells our echo from that of a probe beside us, and for connection tracking it makes a flow of its own.
+    let [high, low] = super::fresh_number().to_be_bytes();
+    let id = [high, low, 0, 1];
     let mut packet = vec![request, 0, 0, 0];
     packet.extend(id);
     packet.extend(ECHO_BODY);

@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub mod client;
 pub mod matrix;
@@ -17,6 +19,23 @@ pub const PORTS: [u16; 2] = [8080, 9090];
 
 /// The TTL (hop limit) that Linux sends with.
 pub const FIRST_TTL: u8 = 64;
+
+/// A number that no probe has had for minutes, as a source port or an ICMP identifier.
+///
+/// To a firewall that tracks connections a probe with the ports of an earlier one is no new flow but that one going on, and
+/// tells nothing about the rules of today. The kernel's own choice of ports is random and hits an old one now and then.
+pub fn fresh_number() -> u16 {
+    static NEXT: OnceLock<AtomicU32> = OnceLock::new();
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 50_000;
+    let next = NEXT.get_or_init(|| {
+        // Later runs begin further on: time passes 250 numbers a second, faster than a run uses them.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        AtomicU32::new(u32::try_from(now.as_millis() / 4 % u128::from(COUNT)).expect("less than 50,000"))
+    });
+    let number = next.fetch_add(1, Ordering::Relaxed) % COUNT + FIRST;
+    u16::try_from(number).expect("less than 60,000")
+}
 
 /// What a probe speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
