@@ -13,7 +13,9 @@
 //! new routes are created exclusively, deletions name the protocol, and a replacement happens only where we know that
 //! the route is ours. Routes stay in the kernel when the writer ends (fail static).
 
+mod intern;
 mod message;
+mod queue;
 mod route;
 mod table;
 mod writer;

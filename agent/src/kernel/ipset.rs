@@ -197,7 +197,7 @@ impl Ipsets {
                     match attribute {
                         attribute::TYPE_NAME => kind = SetKind::parse(&text(value)),
                         attribute::ADT => {
-                            elements.extend(Attrs::new(value).filter_map(|(_, data)| Element::parse(data)))
+                            elements.extend(Attrs::new(value).filter_map(|(_, data)| Element::parse(data)));
                         }
                         _ => {}
                     }

@@ -39,6 +39,8 @@ const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
 /// Answer a route request with the table entry that matched, not with a clone for the address.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
 const RTA_DST: u16 = 1;
+/// Where rtm_protocol lies in `struct rtmsg`.
+const RTM_PROTOCOL: usize = 5;
 /// Changes come in bursts (a link that goes down, a pod that is made): one reading for a burst.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Events that wait for the loop.
@@ -267,8 +269,11 @@ fn read(socket: &mut Netlink) -> Result<Snapshot, NetlinkError> {
             &mut batch,
             || format!("reading {family} routes"),
             |_, payload| {
-                if let Some(route) = KernelRoute::parse(payload) {
-                    snapshot.add_route(route);
+                // Ours may be a million: told by one byte before anything is parsed.
+                if payload.get(RTM_PROTOCOL) != Some(&PROTOCOL)
+                    && let Some(route) = KernelRoute::parse(payload)
+                {
+                    snapshot.add_route(&route);
                 }
             },
         )?;
@@ -284,7 +289,7 @@ fn not_our_routes() -> [SockFilter; 7] {
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     // nlmsg_type is in host order and its numbers here fit a byte; rtm_protocol follows the 16 bytes of the header.
     let kind_at = if cfg!(target_endian = "little") { 4 } else { 5 };
-    let protocol_at = 16 + 5;
+    let protocol_at = 16 + RTM_PROTOCOL as u32;
     [
         SockFilter::new(LOAD_BYTE, 0, 0, kind_at),
         SockFilter::new(JUMP_EQUAL, 1, 0, u32::from(RTM_NEWROUTE)),

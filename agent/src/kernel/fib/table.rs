@@ -3,95 +3,23 @@
 //! Each prefix has a desired and an actual route. Where they differ it is queued once, however often it changes
 //! (last writer wins). What the kernel refuses waits with back-off and keeps its reason; the rest proceeds.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+#[cfg(test)]
+mod tests;
+
+use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::intern::{Interner, RouteId};
+use super::queue::Queue;
 use super::route::Route;
 use super::{Cause, FibStats, Repair, RouteState};
 use crate::kernel::Family;
 use crate::kernel::netlink::Refusal;
 
-/// First wait after a refusal; doubles with each.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Longest wait between tries of one item. Events that may help (a link, an address, another owner's route going) try
-/// at once, so this bounds only what nothing announces.
-const LAST_RETRY: Duration = Duration::from_secs(15);
 /// How many repairs are remembered by name.
 const REMEMBERED: usize = 32;
-
-/// A distinct route, interned: a million prefixes share a few next-hop sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct RouteId(u32);
-
-impl RouteId {
-    /// Something of ours with a shape that we never write. Equal to no desired route.
-    const STRANGE: Self = Self(0);
-}
-
-#[derive(Debug)]
-struct Slot {
-    route: Option<Arc<Route>>,
-    references: usize,
-}
-
-/// Routes by id and back, counted.
-#[derive(Debug)]
-struct Interner {
-    ids: FxHashMap<Arc<Route>, RouteId>,
-    slots: Vec<Slot>,
-    free: Vec<RouteId>,
-}
-
-impl Interner {
-    fn new() -> Self {
-        let strange = Slot { route: None, references: 1 };
-        Self { ids: FxHashMap::default(), slots: vec![strange], free: Vec::new() }
-    }
-
-    /// Takes a reference.
-    fn intern(&mut self, route: &Route) -> RouteId {
-        if let Some(&id) = self.ids.get(route) {
-            self.slots[id.0 as usize].references += 1;
-            return id;
-        }
-        let route = Arc::new(route.clone());
-        let slot = Slot { route: Some(route.clone()), references: 1 };
-        let id = if let Some(id) = self.free.pop() {
-            self.slots[id.0 as usize] = slot;
-            id
-        } else {
-            self.slots.push(slot);
-            RouteId(u32::try_from(self.slots.len() - 1).expect("memory ends before 2^32 distinct routes"))
-        };
-        self.ids.insert(route, id);
-        id
-    }
-
-    fn retain(&mut self, id: RouteId) -> RouteId {
-        self.slots[id.0 as usize].references += 1;
-        id
-    }
-
-    fn release(&mut self, id: Option<RouteId>) {
-        let Some(id) = id.filter(|id| *id != RouteId::STRANGE) else { return };
-        let slot = &mut self.slots[id.0 as usize];
-        slot.references -= 1;
-        if slot.references == 0 {
-            let route =
-                slot.route.take().expect("only the strange slot holds no route while it is referenced");
-            self.ids.remove(&route);
-            self.free.push(id);
-        }
-    }
-
-    fn get(&self, id: RouteId) -> Option<&Route> {
-        self.slots[id.0 as usize].route.as_deref()
-    }
-}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
@@ -121,14 +49,10 @@ impl Entry {
     fn installed(&self) -> bool {
         self.desired.is_some() && self.desired == self.actual
     }
-}
 
-/// A refused item.
-#[derive(Debug)]
-struct Failure {
-    reason: String,
-    attempts: u32,
-    retry_at: Instant,
+    fn void(&self) -> bool {
+        self.desired.is_none() && self.actual.is_none() && self.work == Work::None
+    }
 }
 
 /// What one message of a batch is to do.
@@ -151,22 +75,28 @@ pub(super) struct Job {
     route: Option<RouteId>,
 }
 
+/// What the kernel holds of ours for a prefix.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Held<'a> {
+    Nothing,
+    /// A route in a shape that we never write.
+    Strange,
+    Route(&'a Route),
+}
+
 #[derive(Debug)]
 pub(super) struct Table {
     entries: FxHashMap<IpNetwork, Entry>,
     routes: Interner,
-    writes: VecDeque<IpNetwork>,
-    deletes: Vec<IpNetwork>,
-    failures: FxHashMap<IpNetwork, Failure>,
-    retries: BTreeSet<(Instant, IpNetwork)>,
+    queue: Queue,
     /// Prefixes where another owner's route stands beside ours at our metric.
     contested: FxHashSet<IpNetwork>,
     /// Prefixes that the kernel says exist though we do not know of them: to be looked at.
     conflicts: FxHashSet<IpNetwork>,
+    /// What somebody took away and has not been put back yet.
     lost: FxHashMap<IpNetwork, Cause>,
     swept: [bool; 2],
     generation: u32,
-    random: u64,
     stats: FibStats,
 }
 
@@ -175,16 +105,12 @@ impl Table {
         Self {
             entries: FxHashMap::default(),
             routes: Interner::new(),
-            writes: VecDeque::new(),
-            deletes: Vec::new(),
-            failures: FxHashMap::default(),
-            retries: BTreeSet::new(),
+            queue: Queue::new(),
             contested: FxHashSet::default(),
             conflicts: FxHashSet::default(),
             lost: FxHashMap::default(),
             swept: [false; 2],
             generation: 0,
-            random: 0x9e37_79b9_7f4a_7c15,
             stats: FibStats::default(),
         }
     }
@@ -193,18 +119,19 @@ impl Table {
     pub(super) fn set(&mut self, prefix: IpNetwork, route: Option<&Route>) {
         let desired = route.map(|route| self.routes.intern(route));
         let entry = self.entries.entry(prefix).or_default();
-        let old = entry.desired;
         let before = *entry;
         entry.desired = desired;
         entry.inherited = false;
-        let after = *entry;
-        self.count(prefix, before, after);
-        self.routes.release(old);
-        if old != desired {
-            self.forgive(prefix);
-            self.lost.remove(&prefix);
+        if before.desired != desired {
+            self.queue.forgive(prefix);
+            forget(&mut self.lost, prefix);
         }
-        self.settle(prefix);
+        settle(&mut self.queue, prefix, entry);
+        count(&mut self.stats, prefix, before, *entry);
+        if entry.void() {
+            self.entries.remove(&prefix);
+        }
+        self.routes.release(before.desired);
     }
 
     /// Deletes what was inherited and never confirmed, now and whenever it appears.
@@ -222,38 +149,29 @@ impl Table {
     }
 
     fn disown(&mut self, family: Family, which: impl Fn(&Entry) -> bool) {
-        let prefixes: Vec<IpNetwork> = self
-            .entries
-            .iter()
-            .filter(|(prefix, entry)| Family::of_prefix(**prefix) == family && which(entry))
-            .map(|(prefix, _)| *prefix)
-            .collect();
-        for prefix in prefixes {
+        for prefix in self.select(family, which) {
             self.set(prefix, None);
         }
     }
 
-    /// Queues what differs, forgets what is void.
-    fn settle(&mut self, prefix: IpNetwork) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
-        if entry.work != Work::None {
-            return;
-        }
-        if !entry.satisfied() {
-            if self.failures.contains_key(&prefix) {
-                return; // Its time comes.
-            }
-            entry.work = Work::Queued;
-            if entry.desired.is_some() {
-                self.writes.push_back(prefix);
-            } else {
-                self.deletes.push(prefix);
-            }
-        } else if entry.desired.is_none() && entry.actual.is_none() {
+    fn select(&self, family: Family, which: impl Fn(&Entry) -> bool) -> Vec<IpNetwork> {
+        let of_family = self.entries.iter().filter(|(prefix, _)| Family::of_prefix(**prefix) == family);
+        of_family.filter(|(_, entry)| which(entry)).map(|(prefix, _)| *prefix).collect()
+    }
+
+    /// Changes an entry that is there, queues it where it now differs, and forgets it where it is void. Returns what it
+    /// was before.
+    fn change(&mut self, prefix: IpNetwork, change: impl FnOnce(&mut Entry)) -> Option<Entry> {
+        let entry = self.entries.get_mut(&prefix)?;
+        let before = *entry;
+        change(entry);
+        settle(&mut self.queue, prefix, entry);
+        count(&mut self.stats, prefix, before, *entry);
+        if entry.void() {
             self.entries.remove(&prefix);
-            self.forgive(prefix);
-            self.lost.remove(&prefix);
+            forget(&mut self.lost, prefix);
         }
+        Some(before)
     }
 
     /// Takes the next jobs, at most `max`; `put` writes each message.
@@ -264,18 +182,16 @@ impl Table {
         mut put: impl FnMut(IpNetwork, Operation, Option<&Route>),
     ) {
         while jobs.len() < max {
-            let Some(prefix) = self.writes.pop_front().or_else(|| self.pop_delete()) else { return };
+            let Some(prefix) = self.queue.pop() else { return };
             let Some(entry) = self.entries.get_mut(&prefix) else { continue };
-            entry.work = Work::None;
-            let contested = entry.actual.is_some() && self.contested.contains(&prefix);
             let operation = match (entry.desired, entry.actual) {
                 _ if entry.satisfied() => {
-                    self.settle(prefix);
+                    self.change(prefix, |entry| entry.work = Work::None);
                     continue;
                 }
                 (Some(_), None) => Operation::Add,
                 // The kernel replaces the first route at a metric, whoever owns it: step aside instead.
-                (Some(_), Some(_)) if contested => Operation::Delete,
+                (Some(_), Some(_)) if holds(&self.contested, prefix) => Operation::Delete,
                 (Some(_), Some(_)) => Operation::Replace,
                 (None, _) => Operation::Delete,
             };
@@ -289,23 +205,10 @@ impl Table {
         }
     }
 
-    /// Deletes in random order: neighbours in the trie make the kernel rebalance it again and again.
-    fn pop_delete(&mut self) -> Option<IpNetwork> {
-        if self.deletes.is_empty() {
-            return None;
-        }
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let index = (self.random % self.deletes.len() as u64) as usize;
-        Some(self.deletes.swap_remove(index))
-    }
-
     /// Books the kernel's answers. `refusals` holds the refused ones by index, ascending.
     pub(super) fn complete(&mut self, jobs: &mut Vec<Job>, refusals: &[(usize, Refusal)], now: Instant) {
         let mut refusals = refusals.iter().peekable();
         for (index, job) in jobs.drain(..).enumerate() {
-            self.landed(job.prefix);
             match refusals.next_if(|(refused, _)| *refused == index) {
                 None => self.written(&job),
                 // Gone before we came: the same in the end.
@@ -320,32 +223,24 @@ impl Table {
     /// Puts jobs back whose fate is unknown. The caller reads the kernel's table again.
     pub(super) fn give_back(&mut self, jobs: &mut Vec<Job>) {
         for job in jobs.drain(..) {
-            self.landed(job.prefix);
+            // One that was being tried again has no time for its next try: it is as if it had never failed.
+            self.queue.forgive(job.prefix);
+            self.change(job.prefix, |entry| entry.work = Work::None);
             self.routes.release(job.route);
-            self.settle(job.prefix);
         }
-    }
-
-    fn landed(&mut self, prefix: IpNetwork) {
-        let entry = self.entries.get_mut(&prefix).expect("an entry stays while its job is in flight");
-        entry.work = Work::None;
     }
 
     fn written(&mut self, job: &Job) {
-        self.set_actual(job.prefix, job.route);
-        self.forgive(job.prefix);
-        match job.operation {
-            Operation::Delete => {
-                self.stats.deleted += 1;
-            }
-            Operation::Add | Operation::Replace => {
-                self.stats.written += 1;
-                if let Some(cause) = self.lost.remove(&job.prefix) {
-                    self.remember(Repair { prefix: job.prefix, cause });
-                }
+        self.queue.forgive(job.prefix);
+        if job.operation == Operation::Delete {
+            self.stats.deleted += 1;
+        } else {
+            self.stats.written += 1;
+            if let Some(cause) = forget(&mut self.lost, job.prefix) {
+                self.remember(Repair { prefix: job.prefix, cause });
             }
         }
-        self.settle(job.prefix);
+        self.set_actual(job.prefix, job.route, |entry| entry.work = Work::None);
     }
 
     fn remember(&mut self, repair: Repair) {
@@ -369,83 +264,61 @@ impl Table {
             self.conflicts.insert(job.prefix);
         }
         self.stats.last_refusal = Some(format!("{}: {reason}", job.prefix));
-        if self.entries.get(&job.prefix).is_none_or(Entry::satisfied) {
-            return self.settle(job.prefix);
-        }
-        let attempts = self.failures.get(&job.prefix).map_or(0, |failure| failure.attempts) + 1;
-        let wait = (FIRST_RETRY * 2u32.saturating_pow(attempts.min(16) - 1)).min(LAST_RETRY);
-        self.forgive(job.prefix);
-        let retry_at = now + wait;
-        self.retries.insert((retry_at, job.prefix));
-        self.failures.insert(job.prefix, Failure { reason, attempts, retry_at });
+        self.queue.fail(job.prefix, reason, now);
+        self.change(job.prefix, |entry| entry.work = Work::None);
     }
 
     /// Queues the refused items whose time has come; says when the next one's comes.
     pub(super) fn retry_due(&mut self, now: Instant) -> Option<Instant> {
-        while let Some(&(at, prefix)) = self.retries.first() {
-            if at > now {
-                return Some(at);
-            }
-            self.retries.pop_first();
+        while let Some(prefix) = self.queue.due(now) {
             self.queue_again(prefix);
         }
-        None
+        self.queue.next_due()
     }
 
     /// Tries all refused items at once: something changed that may help.
     pub(super) fn retry_all(&mut self) {
-        for (_, prefix) in std::mem::take(&mut self.retries) {
+        for (_, prefix) in self.queue.all_due() {
             self.queue_again(prefix);
         }
     }
 
-    /// The failure stays on record, with its count of attempts, until the kernel accepts.
     fn queue_again(&mut self, prefix: IpNetwork) {
         let Some(entry) = self.entries.get_mut(&prefix) else { return };
         if entry.work == Work::None && !entry.satisfied() {
             entry.work = Work::Queued;
-            self.writes.push_back(prefix);
+            self.queue.push_write(prefix);
         }
     }
 
-    fn forgive(&mut self, prefix: IpNetwork) {
-        if let Some(failure) = self.failures.remove(&prefix) {
-            self.retries.remove(&(failure.retry_at, prefix));
-        }
-    }
-
-    /// Somebody made a change to a prefix at our metric: `held` is our route there now, `None` when it is gone.
+    /// Somebody made a change to a prefix at our metric: `held` is our route there now.
     pub(super) fn changed(&mut self, prefix: IpNetwork, held: Held, cause: Cause) {
-        let entry = self.entries.get(&prefix).copied();
+        let known = self.entries.get(&prefix).copied();
         let actual = match held {
-            Held::Nothing if entry.is_none_or(|entry| entry.actual.is_none()) => return,
             Held::Nothing => None,
             Held::Strange => Some(RouteId::STRANGE),
-            Held::Route(route) => {
-                let id = self.routes.intern(route);
-                if entry.is_some_and(|entry| entry.actual == Some(id)) {
-                    return self.routes.release(Some(id));
-                }
-                Some(id)
-            }
+            Held::Route(route) => Some(self.routes.intern(route)),
         };
-        if entry.is_none() {
-            // Found or made by somebody under our name: kept until the sweep, deleted after it.
-            let inherited = !self.swept[Family::of_prefix(prefix) as usize];
-            self.entries.insert(prefix, Entry { inherited, ..Entry::default() });
+        if known.map_or(actual.is_none(), |entry| entry.actual == actual) {
+            return self.routes.release(actual);
         }
-        self.set_actual(prefix, actual);
-        if entry.is_some_and(|entry| entry.installed()) {
-            self.lost.insert(prefix, cause);
+        match known {
+            None => {
+                // Found or made by somebody under our name: kept until the sweep, deleted after it.
+                let inherited = !self.swept[Family::of_prefix(prefix) as usize];
+                self.entries.insert(prefix, Entry { inherited, ..Entry::default() });
+            }
+            Some(entry) if entry.installed() => drop(self.lost.insert(prefix, cause)),
+            Some(_) => {}
         }
-        self.settle(prefix);
+        self.set_actual(prefix, actual, |_| {});
     }
 
     /// A look at a conflict found our own route there.
     pub(super) fn adopt(&mut self, prefix: IpNetwork, route: Option<&Route>) {
-        self.forgive(prefix);
+        self.queue.forgive(prefix);
         self.changed(prefix, route.map_or(Held::Strange, Held::Route), Cause::Resync);
-        self.settle(prefix);
+        self.change(prefix, |_| {});
     }
 
     /// Whether `route` is all that we hold there; true where we hold nothing.
@@ -456,25 +329,19 @@ impl Table {
 
     /// Another owner's route stands at our metric beside ours, or no longer does.
     pub(super) fn contest(&mut self, prefix: IpNetwork, present: bool) {
-        if present {
-            if self.entries.get(&prefix).is_some_and(|entry| entry.actual.is_some()) {
-                self.contested.insert(prefix);
+        if !present {
+            self.contested.remove(&prefix);
+            if self.queue.forgive(prefix).is_some() {
+                self.change(prefix, |_| {});
             }
-            return;
-        }
-        self.contested.remove(&prefix);
-        if self.failures.contains_key(&prefix) {
-            self.forgive(prefix);
-            self.settle(prefix);
+        } else if self.entries.get(&prefix).is_some_and(|entry| entry.actual.is_some()) {
+            self.contested.insert(prefix);
         }
     }
 
     /// Whether any desired or actual route leaves by this link.
     pub(super) fn uses_link(&self, ifindex: u32) -> bool {
-        self.routes.slots.iter().filter_map(|slot| slot.route.as_deref()).any(|route| {
-            let mut links = route.links();
-            links.any(|link| link == ifindex)
-        })
+        self.routes.iter().any(|route| route.links().any(|link| link == ifindex))
     }
 
     pub(super) fn begin_dump(&mut self) {
@@ -492,20 +359,12 @@ impl Table {
     /// The dump of a family is complete: what it did not show is not there.
     pub(super) fn end_dump(&mut self, family: Family, cause: &Cause) {
         let generation = self.generation;
-        let gone: Vec<IpNetwork> = self
-            .entries
-            .iter()
-            .filter(|(prefix, entry)| {
-                entry.actual.is_some() && entry.seen != generation && Family::of_prefix(**prefix) == family
-            })
-            .map(|(prefix, _)| *prefix)
-            .collect();
-        for prefix in gone {
+        for prefix in self.select(family, |entry| entry.actual.is_some() && entry.seen != generation) {
             self.changed(prefix, Held::Nothing, cause.clone());
         }
     }
 
-    /// Families with prefixes that the kernel said exist though we do not hold them.
+    /// Whether a family has prefixes that the kernel said exist though we do not hold them.
     pub(super) fn conflicting(&self, family: Family) -> bool {
         self.conflicts.iter().any(|prefix| Family::of_prefix(*prefix) == family)
     }
@@ -515,10 +374,9 @@ impl Table {
     }
 
     /// Names the owner that stands in the way.
-    pub(super) fn blame(&mut self, prefix: IpNetwork, reason: String) {
-        if let Some(failure) = self.failures.get_mut(&prefix) {
+    pub(super) fn blame(&mut self, prefix: IpNetwork, reason: &str) {
+        if self.queue.explain(prefix, reason) {
             self.stats.last_refusal = Some(format!("{prefix}: {reason}"));
-            failure.reason = reason;
         }
     }
 
@@ -529,7 +387,7 @@ impl Table {
 
     pub(super) fn state(&self, prefix: IpNetwork) -> RouteState {
         let Some(entry) = self.entries.get(&prefix) else { return RouteState::Unknown };
-        if let Some(failure) = self.failures.get(&prefix) {
+        if let Some(failure) = self.queue.failure(prefix) {
             let reason = failure.reason.clone();
             return RouteState::Missing { reason, attempts: failure.attempts };
         }
@@ -544,18 +402,18 @@ impl Table {
         }
     }
 
-    /// Nothing left to write but what waits after a refusal.
-    pub(super) fn idle(&self) -> bool {
-        self.writes.is_empty() && self.deletes.is_empty()
-    }
-
+    /// Whether a predecessor's routes are there that nobody has asked for.
     pub(super) fn inherited(&self) -> bool {
         self.entries.values().any(|entry| entry.inherited)
     }
 
+    /// Nothing left to write but what waits after a refusal.
+    pub(super) fn idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     pub(super) fn stats(&self) -> FibStats {
-        let queued = self.writes.len() + self.deletes.len();
-        FibStats { queued, missing: self.failures.len(), ..self.stats.clone() }
+        FibStats { queued: self.queue.len(), missing: self.queue.failures(), ..self.stats.clone() }
     }
 
     pub(super) fn stats_mut(&mut self) -> &mut FibStats {
@@ -563,31 +421,46 @@ impl Table {
     }
 
     /// Takes over the reference that comes with `actual`.
-    fn set_actual(&mut self, prefix: IpNetwork, actual: Option<RouteId>) {
-        let Some(entry) = self.entries.get_mut(&prefix) else {
-            return self.routes.release(actual);
-        };
-        let before = *entry;
-        entry.actual = actual;
-        let after = *entry;
-        self.count(prefix, before, after);
+    fn set_actual(&mut self, prefix: IpNetwork, actual: Option<RouteId>, change: impl FnOnce(&mut Entry)) {
+        let before = self.change(prefix, |entry| {
+            entry.actual = actual;
+            change(entry);
+        });
+        let before = before.expect("an entry stays while its job is in flight, or was looked up just now");
         self.routes.release(before.actual);
-        if actual.is_none() {
+        if actual.is_none() && !self.contested.is_empty() {
             self.contested.remove(&prefix);
         }
     }
+}
 
-    fn count(&mut self, prefix: IpNetwork, before: Entry, after: Entry) {
-        let installed = &mut self.stats.installed[Family::of_prefix(prefix) as usize];
-        *installed = *installed + usize::from(after.installed()) - usize::from(before.installed());
+/// Queues what differs; what failed waits for its time.
+fn settle(queue: &mut Queue, prefix: IpNetwork, entry: &mut Entry) {
+    if entry.work != Work::None {
+        return;
+    }
+    if entry.satisfied() {
+        queue.forgive(prefix);
+    } else if queue.failure(prefix).is_none() {
+        entry.work = Work::Queued;
+        if entry.desired.is_some() {
+            queue.push_write(prefix);
+        } else {
+            queue.push_delete(prefix);
+        }
     }
 }
 
-/// What the kernel holds of ours for a prefix.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Held<'a> {
-    Nothing,
-    /// A route in a shape that we never write.
-    Strange,
-    Route(&'a Route),
+fn count(stats: &mut FibStats, prefix: IpNetwork, before: Entry, after: Entry) {
+    let installed = &mut stats.installed[Family::of_prefix(prefix) as usize];
+    *installed = *installed + usize::from(after.installed()) - usize::from(before.installed());
+}
+
+/// Both are empty but in rare moments: not even the hash is worth computing then.
+fn forget(lost: &mut FxHashMap<IpNetwork, Cause>, prefix: IpNetwork) -> Option<Cause> {
+    if lost.is_empty() { None } else { lost.remove(&prefix) }
+}
+
+fn holds(contested: &FxHashSet<IpNetwork>, prefix: IpNetwork) -> bool {
+    !contested.is_empty() && contested.contains(&prefix)
 }

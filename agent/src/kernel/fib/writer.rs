@@ -242,7 +242,7 @@ impl Writer {
                     route.protocol, ownership.metric
                 );
                 tracing::warn!(prefix = %route.prefix, protocol = route.protocol, "another owner's route is in the way");
-                books.table.blame(route.prefix, reason);
+                books.table.blame(route.prefix, &reason);
             }
         }
         books.table.conflicts_seen(family);

@@ -80,7 +80,7 @@ impl Snapshot {
         }
     }
 
-    pub(super) fn add_route(&mut self, route: KernelRoute) {
+    pub(super) fn add_route(&mut self, route: &KernelRoute) {
         if route.protocol == PROTOCOL
             || route.table != TABLE_MAIN
             || !route.unicast
