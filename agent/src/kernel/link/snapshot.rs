@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_neighbour_on_a_connected_subnet_is_its_own_gateway() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(route("10.1.0.0/24", 0, 2, &[(2, None)]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
         let e = s.egress(ip("10.1.0.1")).unwrap();
         assert_eq!((e.hop.gateway, e.hop.ifindex, e.metric, e.connected), (ip("10.1.0.1"), 2, 0, true));
     }
@@ -244,8 +244,8 @@ mod tests {
     #[test]
     fn a_distant_next_hop_resolves_through_other_owners_routes_and_costs_their_metric() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(route("10.1.0.0/24", 0, 2, &[(2, None)]));
-        s.add_route(route("10.9.0.0/16", 20, 188, &[(2, Some("10.1.0.1"))]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
+        s.add_route(&route("10.9.0.0/16", 20, 188, &[(2, Some("10.1.0.1"))]));
         let e = s.egress(ip("10.9.9.9")).unwrap();
         assert_eq!((e.hop.gateway, e.metric, e.connected), (ip("10.1.0.1"), 20, false));
     }
@@ -253,17 +253,17 @@ mod tests {
     #[test]
     fn a_next_hop_resolves_neither_through_a_default_route_nor_through_our_own() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(route("0.0.0.0/0", 0, 16, &[(2, Some("10.1.0.1"))]));
-        s.add_route(route("10.9.0.0/16", 77, PROTOCOL, &[(2, Some("10.1.0.1"))]));
+        s.add_route(&route("0.0.0.0/0", 0, 16, &[(2, Some("10.1.0.1"))]));
+        s.add_route(&route("10.9.0.0/16", 77, PROTOCOL, &[(2, Some("10.1.0.1"))]));
         assert_eq!(s.egress(ip("10.9.9.9")), None);
     }
 
     #[test]
     fn a_link_that_is_down_leads_nowhere() {
         let mut s = with_links(&[(2, false), (3, true)]);
-        s.add_route(route("10.1.0.0/24", 0, 2, &[(2, None)]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
         assert_eq!(s.egress(ip("10.1.0.1")), None);
-        s.add_route(route("10.1.0.0/24", 100, 4, &[(3, None)]));
+        s.add_route(&route("10.1.0.0/24", 100, 4, &[(3, None)]));
         assert_eq!(s.egress(ip("10.1.0.1")).unwrap().hop.ifindex, 3);
     }
 
