@@ -3,7 +3,7 @@
 //! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
 //! words, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
 //! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
-
+#![forbid(unsafe_code)]
 mod cli;
 mod client;
 #[cfg(test)]
