@@ -3,8 +3,9 @@
 //! The file appears only when the closing dispatch is in the kernel and goes away before that does: its presence is the
 //! permission to attach pods. It is replaced by rename, so a reader sees the old text or the new, never a part.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -125,9 +126,13 @@ impl NodeConfig {
         let temporary = run_dir.join(format!(".{FILE_NAME}.tmp"));
         let mut text = serde_json::to_vec_pretty(self).expect("a struct of strings and numbers is JSON");
         text.push(b'\n');
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|source| NodeError::Io { path, source })
+        let write = || {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+            file.write_all(&text)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|source| NodeError::Io { path, source })
     }
 
     fn fault(&self) -> Option<String> {

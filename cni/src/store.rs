@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -148,10 +148,10 @@ impl Store {
         let dir = run_dir.join("ipam");
         for room in ["attachments", "pending", "owners", "addresses", "cooling"] {
             let path = dir.join(room);
-            match fs::create_dir(&path) {
+            match make_dir(&path, false) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => at(&path, fs::create_dir_all(&path))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => at(&path, make_dir(&path, true))?,
                 Err(source) => return Err(StoreError::Io { path, source }),
             }
         }
@@ -236,7 +236,7 @@ impl Store {
         let mut crashed = false;
         // Twice at most: the second round is the one after a leftover was removed.
         for _ in 0..2 {
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            match create_new().open(&path) {
                 Ok(file) => {
                     lock_now(&file, key, &path)?;
                     if !crashed && self.attachment_path(key).exists() {
@@ -279,8 +279,10 @@ impl Store {
             }
             ips.push(*address);
         }
+        let quarters: Vec<PathBuf> =
+            self.names("cooling")?.into_iter().map(|name| self.dir.join("cooling").join(name)).collect();
         for pool in wanted.pools {
-            ips.push(self.choose(pool, now)?);
+            ips.push(self.choose(pool, &quarters, now)?);
         }
         ips.sort();
         if let Err(e) = self.take(wanted, &ips) {
@@ -310,7 +312,7 @@ impl Store {
                 let rest = quarter.join(ip.to_string());
                 let made = match symlink(now.to_string(), &rest) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                        fs::create_dir(&quarter).and_then(|()| symlink(now.to_string(), &rest))
+                        make_dir(&quarter, false).and_then(|()| symlink(now.to_string(), &rest))
                     }
                     // Given while cooling, and back in the same quarter: it rests from now on.
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -335,7 +337,7 @@ impl Store {
             return Ok(());
         }
         let path = self.pending_path(key);
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
+        match create_new().open(&path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(StoreError::Io { path, source: e }),
             _ => Ok(()),
         }
@@ -357,11 +359,9 @@ impl Store {
         remove(&self.pending_path(key))
     }
 
-    fn choose(&self, pool: &Pool, now: u64) -> Result<IpAddr, StoreError> {
+    fn choose(&self, pool: &Pool, quarters: &[PathBuf], now: u64) -> Result<IpAddr, StoreError> {
         let v4 = pool.after(None).is_some_and(|ip| ip.is_ipv4());
         let last = read_link(&self.cursor_path(v4)).and_then(|ip| ip.parse().ok());
-        let quarters: Vec<PathBuf> =
-            self.names("cooling")?.into_iter().map(|name| self.dir.join("cooling").join(name)).collect();
         let rested = |since: Option<u64>| match since {
             Some(since) if ipam::is_cooling(since, now) => Standing::Cooling(since),
             _ => Standing::Free,
@@ -478,7 +478,8 @@ impl Store {
     /// Released when the file is closed, by a crash too.
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.dir.join("lock");
-        let file = at(&path, OpenOptions::new().write(true).create(true).truncate(false).open(&path))?;
+        let file =
+            at(&path, OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path))?;
         at(&path, file.lock())?;
         Ok(file)
     }
@@ -543,6 +544,17 @@ impl Pending {
             Err(source) => Err(StoreError::Io { path, source }),
         }
     }
+}
+
+/// Runtimes start plugins with any umask, also none: nobody else may write here.
+fn make_dir(path: &Path, parents: bool) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(parents).mode(0o755).create(path)
+}
+
+fn create_new() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o644);
+    options
 }
 
 fn read_attachment(path: &Path) -> Option<Attachment> {

@@ -133,3 +133,86 @@ fn without_a_command() {
 fn version_answers_in_the_version_it_is_asked_in() {
     insta::assert_snapshot!(call("VERSION", &[], r#"{"cniVersion":"0.4.0"}"#));
 }
+
+mod garbage {
+    use proptest::prelude::*;
+
+    /// JSON that looks like a configuration, with anything anywhere.
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let keys = prop::sample::select(vec![
+            "name",
+            "Name",
+            "cniVersion",
+            "prevResult",
+            "runtimeConfig",
+            "args",
+            "cni",
+            "ips",
+            "mac",
+            "mtu",
+            "dns",
+            "interfaces",
+            "address",
+            "interface",
+            "routes",
+            "dst",
+            "policyTimeout",
+            "cni.dev/valid-attachments",
+            "containerID",
+            "ifname",
+            "ip4",
+            "io.kubernetes.cri.pod-annotations",
+            "manx.dev/ips",
+        ]);
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            prop::sample::select(vec![
+                "manx",
+                "1.0.0",
+                "1.1.0",
+                "10.0.0.1/24",
+                "fd00::1",
+                "",
+                "10s",
+                "02:00:00:00:00:01"
+            ])
+            .prop_map(Into::into),
+            ".*".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 32, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
+                prop::collection::hash_map(keys.clone().prop_map(str::to_owned), inner, 0..6)
+                    .prop_map(|m| serde_json::Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn is_answered(verb: &str, input: &[u8]) {
+        let text = String::from_utf8_lossy(input);
+        let said = super::call(verb, super::CALL, &text);
+        match said.split_once(' ').unwrap() {
+            ("0", "") => {}
+            (_, answer) => assert!(serde_json::from_str::<serde_json::Value>(answer).is_ok(), "{said}"),
+        }
+    }
+
+    proptest! {
+        /// Whatever comes in, what goes out is JSON or nothing.
+        #[test]
+        fn any_configuration_is_answered_with_json(mut conf in json(), verb in prop::sample::select(super::VERBS.to_vec())) {
+            if let Some(conf) = conf.as_object_mut() {
+                conf.insert("runDir".to_owned(), "/nonexistent/manx".into());
+            }
+            is_answered(verb, conf.to_string().as_bytes());
+        }
+
+        #[test]
+        fn any_bytes_are_answered_with_json(input in prop::collection::vec(any::<u8>(), 0..64)) {
+            is_answered("ADD", &input);
+        }
+    }
+}

@@ -643,3 +643,38 @@ impl Text for Outcome {
         (self.success, self.stdout.clone())
     }
 }
+
+#[test]
+fn a_runtime_without_umask_gets_no_directory_that_all_can_write() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::new();
+    let pod = Pod::new("web");
+    fs::create_dir(node.run_dir().join("sub")).unwrap();
+    fs::copy(node.run_dir().join("node.json"), node.run_dir().join("sub/node.json")).unwrap();
+    fs::rename(node.run_dir().join("cni.sock"), node.run_dir().join("sub/cni.sock")).unwrap();
+    let mut command = node.ns.command("sh");
+    command.args(["-c", "umask 0; exec \"$0\""]).arg(node::binary());
+    command.envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", &pod.id), ("CNI_IFNAME", "eth0")]);
+    command
+        .env("CNI_NETNS", pod.ns.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    node::feed(&mut child, &node.conf(&json!({ "runDir": node.run_dir().join("sub") })));
+    Outcome::of(child).ok();
+    let mut open = vec![node.run_dir().join("sub/ipam")];
+    let mut seen = 0;
+    while let Some(path) = open.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_symlink() {
+            continue;
+        }
+        seen += 1;
+        assert_eq!(metadata.permissions().mode() & 0o022, 0, "{}", path.display());
+        if metadata.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
+        }
+    }
+    assert!(seen > 6, "{seen}");
+}
