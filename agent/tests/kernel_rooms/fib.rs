@@ -364,7 +364,7 @@ fn a_successor_rewrites_nothing_that_is_right_and_sweeps_only_when_told() {
         let monitor = RouteMonitor::start();
         let second = spawn();
         assert_eq!(second.state(net("10.66.0.0/24")), RouteState::Inherited);
-        second.set(right.clone());
+        second.set(right);
         settled(&second);
         assert_eq!(monitor.heard(), Vec::<String>::new());
         assert_eq!(second.stats().written, 0);

@@ -1,6 +1,8 @@
 //! The kernel rooms against a real kernel, each test in a network namespace of its own, observed with `ip`,
 //! `iptables-save` and `ipset`, never with our own word. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod cleanup;
 mod fib;
 mod ipset;
