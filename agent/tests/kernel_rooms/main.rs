@@ -1,7 +1,7 @@
 //! The kernel rooms against a real kernel, each test in a network namespace of its own, observed with `ip`,
 //! `iptables-save` and `ipset`, never with our own word. Needs root.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cleanup;
 mod fib;
