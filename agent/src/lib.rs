@@ -21,6 +21,7 @@ pub mod delta;
 pub mod desired;
 pub mod health;
 pub mod kernel;
+pub mod leaks;
 pub mod metrics;
 pub mod options;
 pub mod policy_worker;
