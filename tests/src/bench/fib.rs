@@ -76,14 +76,14 @@ fn link(name: &str) -> Result<Netns> {
     let netns = Netns::create(name)?;
     let far = Netns::create(&format!("{name}-far"))?;
     connect(
-        &End { netns: &netns, interface: "up", addresses: vec!["192.168.0.1/24".into()] },
-        &End { netns: &far, interface: "down", addresses: vec![format!("{GATEWAY}/24")] },
+        &End { netns: &netns, interface: "near", addresses: vec!["192.168.0.1/24".into()] },
+        &End { netns: &far, interface: "far", addresses: vec![format!("{GATEWAY}/24")] },
     )?;
     Ok(netns)
 }
 
 fn ifindex() -> Result<u32> {
-    nix::net::if_::if_nametoindex("up").context("the link is there")
+    nix::net::if_::if_nametoindex("near").context("the link is there")
 }
 
 /// The kernel's own count, give or take the few routes of the link.

@@ -41,8 +41,8 @@ pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, count: u32) -> Result<()> 
             let near = Netns::create(&format!("{prefix}{who}"))?;
             let far = Netns::create(&format!("{prefix}{who}-far"))?;
             connect(
-                &End { netns: &near, interface: "up", addresses: vec![format!("{NEAR}/24")] },
-                &End { netns: &far, interface: "down", addresses: vec![format!("{FAR}/24")] },
+                &End { netns: &near, interface: "near", addresses: vec![format!("{NEAR}/24")] },
+                &End { netns: &far, interface: "far", addresses: vec![format!("{FAR}/24")] },
             )?;
             let started = Instant::now();
             let process = if who == "manx" {

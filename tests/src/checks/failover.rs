@@ -76,15 +76,16 @@ fn start_streams(lab: &Lab, neighbour: &str) -> Result<Vec<(&'static str, Vec<Ud
 }
 
 fn judge(title: &str, streams: Vec<(&'static str, Vec<UdpStream>)>, report: &mut Report) -> Result<()> {
-    for (name, streams) in streams {
-        let count = u32::try_from(streams.len())?;
-        let summaries = streams.into_iter().map(UdpStream::stop).collect::<Result<Vec<_>>>()?;
+    let counts: Vec<(&str, usize)> = streams.iter().map(|(name, group)| (*name, group.len())).collect();
+    let mut all = UdpStream::stop_all(streams.into_iter().flat_map(|(_, group)| group).collect())?;
+    for (name, count) in counts {
+        let summaries: Vec<Summary> = all.drain(..count).collect();
         let sum = Summary::sum(&summaries);
         let worst = summaries.iter().map(|s| PACE * u32::try_from(s.lost).unwrap_or(u32::MAX)).max();
         let worst = worst.unwrap_or_default();
         report.check(
             &format!("{title}: at most 2 s lost, {name}"),
-            worst <= LIMIT && sum.longest_gap <= LIMIT && sum.sent > u64::from(count),
+            worst <= LIMIT && sum.longest_gap <= LIMIT && sum.sent > count as u64,
             format_args!("{sum}; the worst flow lost {}", Ms(worst)),
         );
     }

@@ -15,7 +15,7 @@ use crate::lab::Lab;
 use crate::netns::Netns;
 use crate::observe::Snapshot;
 use crate::probe::PORTS;
-use crate::probe::stream::{Summary, TcpFlow, UdpStream};
+use crate::probe::stream::{TcpFlow, UdpStream};
 use crate::process::Process;
 use crate::report::{Ms, Report};
 use crate::wait;
@@ -72,9 +72,9 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
     std::thread::sleep(APART);
 
     let after = Snapshot::take(&node)?;
-    let summaries: Vec<(String, Summary)> =
-        streams.into_iter().map(|(name, stream)| Ok((name, stream.stop()?))).collect::<Result<_>>()?;
-    for (name, summary) in &summaries {
+    let (names, streams): (Vec<String>, Vec<UdpStream>) = streams.into_iter().unzip();
+    let summaries = UdpStream::stop_all(streams)?;
+    for (name, summary) in names.iter().zip(&summaries) {
         report.check(
             &format!("not one packet is lost: {name}"),
             summary.lost == 0 && summary.sent > 0,

@@ -78,6 +78,17 @@ impl UdpStream {
         Ok(Self { stop, sender, receiver })
     }
 
+    /// Stops several at once, see [`Self::stop`].
+    ///
+    /// # Errors
+    /// When a thread of a stream panicked.
+    pub fn stop_all(streams: Vec<Self>) -> Result<Vec<Summary>> {
+        for stream in &streams {
+            stream.stop.store(true, Ordering::Relaxed);
+        }
+        streams.into_iter().map(Self::stop).collect()
+    }
+
     /// Stops sending, waits for the last answers and says what was lost.
     ///
     /// # Errors

@@ -34,9 +34,28 @@ impl Bird {
         std::fs::create_dir_all(&self.dir)?;
         let conf = self.dir.join("bird.conf");
         std::fs::write(&conf, config).with_context(|| format!("cannot write {}", conf.display()))?;
+        self.launch(&[])
+    }
+
+    /// Starts it again with the configuration that it had, in recovery mode: by graceful restart, after a crash.
+    ///
+    /// # Errors
+    /// As [`Bird::start`].
+    pub fn recover(&self) -> Result<Process> {
+        // A crashed BIRD leaves its pid file, which names nobody that runs.
+        let _ = std::fs::remove_file(self.pid_file());
+        self.launch(&["-R"])
+    }
+
+    fn launch(&self, args: &[&str]) -> Result<Process> {
         let mut bird = self.netns.command("bird");
-        bird.arg("-c").arg(&conf).arg("-s").arg(self.socket()).arg("-P").arg(self.pid_file());
-        command::output(&mut bird)?;
+        bird.arg("-c")
+            .arg(self.dir.join("bird.conf"))
+            .arg("-s")
+            .arg(self.socket())
+            .arg("-P")
+            .arg(self.pid_file());
+        command::output(bird.args(args))?;
         Process::from_pid_file(&self.pid_file())
     }
 
@@ -49,6 +68,14 @@ impl Bird {
         let answer = command::output(birdc.arg(self.socket()).arg(question))?;
         // Two lines of greeting come first: the version, and that access is restricted.
         Ok(answer.lines().skip(2).map(|line| format!("{line}\n")).collect())
+    }
+
+    /// Orders something by `birdc`: reload, disable, enable.
+    ///
+    /// # Errors
+    /// When BIRD does not answer.
+    pub fn order(&self, order: &str) -> Result<String> {
+        command::output(command::words("birdc -s").arg(self.socket()).arg(order))
     }
 
     fn socket(&self) -> PathBuf {

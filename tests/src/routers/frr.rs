@@ -38,15 +38,18 @@ impl Frr {
         let conf = self.dir.join("frr.conf");
         std::fs::write(&conf, config).with_context(|| format!("cannot write {}", conf.display()))?;
         command::output(command::words("install -d -o frr -g frr").arg(self.socket_dir()))?;
-        DAEMONS
-            .iter()
-            .map(|daemon| {
-                let mut start = self.netns.command(format!("/usr/lib/frr/{daemon}"));
-                start.args(["-d", "-P", "0", "-N", self.netns.name(), "-f"]).arg(&conf);
-                command::output(&mut start)?;
-                Process::from_pid_file(&self.socket_dir().join(format!("{daemon}.pid")))
-            })
-            .collect()
+        DAEMONS.iter().map(|daemon| self.start_daemon(daemon)).collect()
+    }
+
+    /// Starts one of its daemons, with the configuration as it is on disk: again, after it was ended.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_daemon(&self, daemon: &str) -> Result<Process> {
+        let mut start = self.netns.command(format!("/usr/lib/frr/{daemon}"));
+        start.args(["-d", "-P", "0", "-N", self.netns.name(), "-f"]).arg(self.dir.join("frr.conf"));
+        command::output(&mut start)?;
+        Process::from_pid_file(&self.socket_dir().join(format!("{daemon}.pid")))
     }
 
     /// Asks `vtysh`.
@@ -56,6 +59,16 @@ impl Frr {
     pub fn ask(&self, question: &str) -> Result<String> {
         let mut vtysh = command::words("vtysh --vty_socket");
         command::output(vtysh.arg(self.socket_dir()).args(["-c", question]))
+    }
+
+    /// Gives `vtysh` these commands one after the other, as for a change of the configuration.
+    ///
+    /// # Errors
+    /// When FRR does not answer, or refuses one.
+    pub fn order(&self, commands: &[&str]) -> Result<String> {
+        let mut vtysh = command::words("vtysh --vty_socket");
+        vtysh.arg(self.socket_dir());
+        command::output(vtysh.args(commands.iter().flat_map(|c| ["-c", *c])))
     }
 
     /// Asks `vtysh` for JSON.

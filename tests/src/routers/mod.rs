@@ -7,6 +7,8 @@ use ipnetwork::IpNetwork;
 
 pub mod bird;
 pub mod frr;
+pub mod gobgp;
+pub mod openbgpd;
 
 /// One BGP session as the router tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
