@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::command;
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::wait;
