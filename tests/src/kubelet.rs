@@ -129,7 +129,7 @@ impl Kubelet {
     /// # Errors
     /// When the plugin fails (its own words are in the error) or gives no address of a family.
     pub fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
-        let netns = Netns::create(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
+        let netns = Netns::sandbox(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
         let mut pod = Pod {
             namespace: spec.namespace.clone(),
             name: spec.name.clone(),

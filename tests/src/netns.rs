@@ -27,12 +27,21 @@ impl Netns {
     /// # Errors
     /// When a namespace of this name exists, or without the privilege to make one.
     pub fn create(name: &str) -> Result<Self> {
-        command::run(&format!("ip netns add {name}"))?;
-        let netns = Self::named(name);
+        let netns = Self::sandbox(name)?;
         for scope in ["all", "default"] {
             netns.sysctl(&format!("net.ipv6.conf.{scope}.accept_dad"), "0")?;
             netns.sysctl(&format!("net.ipv6.conf.{scope}.dad_transmits"), "0")?;
         }
+        Ok(netns)
+    }
+
+    /// Makes a namespace with its loopback up and all else as the kernel has it: what a container runtime makes for a pod.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn sandbox(name: &str) -> Result<Self> {
+        command::run(&format!("ip netns add {name}"))?;
+        let netns = Self::named(name);
         netns.ip("link set lo up")?;
         Ok(netns)
     }

@@ -38,7 +38,7 @@ pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, pods: u32) -> Result<()> {
         for round in 0..rounds {
             let numbers = round * pods..(round + 1) * pods;
             let sandboxes: Vec<Netns> =
-                numbers.clone().map(|n| Netns::create(&format!("{prefix}pod{n}"))).collect::<Result<_>>()?;
+                numbers.clone().map(|n| Netns::sandbox(&format!("{prefix}pod{n}"))).collect::<Result<_>>()?;
             let manx = host.manx()?;
             let plugins = [("ptp + host-local", &reference), ("manx", &manx)];
             for turn in 0..plugins.len() {
@@ -83,7 +83,7 @@ struct Config {
 
 impl Host {
     fn start(prefix: &str, bin_dir: &Path, dir: &Path, dual_stack: bool, pods: u32) -> Result<Self> {
-        let netns = Netns::create(&format!("{prefix}host"))?;
+        let netns = Netns::sandbox(&format!("{prefix}host"))?;
         netns.sysctl("net.ipv4.ip_forward", "1")?;
         netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         let plugins = dir.join("cni-bin");

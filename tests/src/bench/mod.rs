@@ -62,11 +62,22 @@ impl Comparison {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         let many = self.operations > 1;
-        let unit = if many { "ms each" } else { "ms" };
-        table.set_header(["", unit, "per second", "ratio", "CPU ms", "ratio", "RSS MB", "min-max ms"]);
+        // Microseconds each for what is done by the thousand.
+        let (unit, scale) = if self.operations >= 1000 { ("us", 1e6) } else { ("ms", 1e3) };
+        let each = if many { " each" } else { "" };
+        table.set_header([
+            "",
+            &format!("{unit}{each}"),
+            "per second",
+            "ratio",
+            &format!("CPU {unit}"),
+            "ratio",
+            "RSS MB",
+            &format!("min-max {unit}"),
+        ]);
         let reference = self.lines.first();
         for line in &self.lines {
-            let each = |d: Duration| d.as_secs_f64() * 1000.0 / f64::from(self.operations);
+            let each = |d: Duration| d.as_secs_f64() * scale / f64::from(self.operations);
             let wall = median(line.samples.iter().map(|s| each(s.wall)));
             let cpu = median(line.samples.iter().filter_map(|s| s.cpu.map(each)));
             let resident =
@@ -83,7 +94,7 @@ impl Comparison {
             table.add_row([
                 line.name.clone(),
                 number(wall),
-                wall.filter(|w| *w > 0.0 && many).map_or("-".to_owned(), |w| format!("{:.0}", 1000.0 / w)),
+                wall.filter(|w| *w > 0.0 && many).map_or("-".to_owned(), |w| format!("{:.0}", scale / w)),
                 ratio(wall, base(|s| Some(s.wall))),
                 number(cpu),
                 ratio(cpu, base(|s| s.cpu)),
@@ -109,7 +120,7 @@ fn three_digits(value: f64) -> String {
         _ if value >= 100.0 => format!("{value:.0}"),
         _ if value >= 10.0 => format!("{value:.1}"),
         _ if value >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        _ => format!("{value:.3}"),
     }
 }
 

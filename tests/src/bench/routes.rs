@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// When somebody does not come up.
 pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, count: u32) -> Result<()> {
     let mut idle =
-        Comparison::new("An agent with one peer and nothing to do, from its start until it is up", 1);
+        Comparison::new("Memory with one peer and no routes; the time is from start to Established", 1);
     let mut filled = Comparison::new(&format!("{count} routes from the wire into the kernel"), count);
     let prefixes = floor::prefixes(count);
     let updates = injector::announce(&prefixes, FAR_AS, FAR);
