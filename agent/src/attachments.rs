@@ -12,7 +12,7 @@ use anyhow::Context;
 use manx_cni::store::{Attachment, Store};
 use manx_policy::model::{Endpoint, EndpointId, PodRef, Update};
 use notify::{RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::api::facts::SharedFacts;
 use crate::delta::{Change, changes};
@@ -21,50 +21,95 @@ use crate::policy_worker::PolicyHandle;
 /// A look without being told to: for the event that the kernel dropped.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
-/// Tells the policy thread of attachments that come and go, until the store cannot be watched any more. `look` asks for
-/// a look now.
-///
-/// # Errors
-/// The directory can't be watched.
-pub async fn follow(
+/// Asks for a look; the answer comes when what was found has been handed to the policy thread.
+pub type Look = oneshot::Sender<()>;
+
+/// Looks that were asked for and not made yet. Who asks beyond that waits.
+const LOOKS: usize = 64;
+
+/// Tells the policy thread of attachments that come and go.
+pub struct Follower {
     store: Store,
+    known: Endpoints,
     policy: Option<PolicyHandle>,
     facts: SharedFacts,
-    look: Arc<Notify>,
-) -> anyhow::Result<()> {
-    let dir = store.watch_dir();
-    let wake = look.clone();
-    let changed = move |event: notify::Result<notify::Event>| {
-        // Our own reading is an access, and no news.
-        if !event.is_ok_and(|e| e.kind.is_access()) {
-            wake.notify_one();
-        }
-    };
-    let mut watcher = notify::recommended_watcher(changed)
-        .with_context(|| format!("cannot watch {}: raise fs.inotify.max_user_instances", dir.display()))?;
-    watcher
-        .watch(&dir, RecursiveMode::NonRecursive)
-        .with_context(|| format!("cannot watch {}: raise fs.inotify.max_user_watches", dir.display()))?;
-    let mut known = BTreeMap::new();
-    loop {
-        match read(&store) {
-            Ok(now) => {
-                let updates = difference(&known, &now);
-                facts.with(|f| f.attachments = now.len() as u64);
-                if let Some(policy) = &policy {
-                    policy.update(updates);
-                }
-                known = now;
+    asking: mpsc::Sender<Look>,
+    asked: mpsc::Receiver<Look>,
+}
+
+impl Follower {
+    /// A follower; the policy thread has been told of `known`.
+    pub fn new(store: Store, known: Endpoints, policy: Option<PolicyHandle>, facts: SharedFacts) -> Self {
+        let (asking, asked) = mpsc::channel(LOOKS);
+        Follower { store, known, policy, facts, asking, asked }
+    }
+
+    /// The way to ask for a look.
+    pub fn look(&self) -> mpsc::Sender<Look> {
+        self.asking.clone()
+    }
+
+    /// Follows until the store cannot be watched any more.
+    ///
+    /// # Errors
+    /// The directory can't be watched.
+    pub async fn follow(mut self) -> anyhow::Result<()> {
+        let dir = self.store.watch_dir();
+        let changed = Arc::new(Notify::new());
+        let wake = changed.clone();
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Our own reading is an access, and no news.
+            if !event.is_ok_and(|e| e.kind.is_access()) {
+                wake.notify_one();
             }
-            // What is known stays; the pods that it speaks of keep their rules.
-            Err(e) => tracing::warn!(error = %e, "attachments cannot be read"),
+        };
+        let mut watcher = notify::recommended_watcher(on_event).with_context(|| {
+            format!("cannot watch {}: raise fs.inotify.max_user_instances", dir.display())
+        })?;
+        watcher
+            .watch(&dir, RecursiveMode::NonRecursive)
+            .with_context(|| format!("cannot watch {}: raise fs.inotify.max_user_watches", dir.display()))?;
+        let mut waiting = Vec::new();
+        loop {
+            if self.turn() {
+                for asker in waiting.drain(..) {
+                    // One that hung up meanwhile does not care.
+                    let _ = Look::send(asker, ());
+                }
+            }
+            tokio::select! {
+                () = changed.notified() => {}
+                Some(first) = self.asked.recv() => {
+                    waiting.push(first);
+                    waiting.extend(std::iter::from_fn(|| self.asked.try_recv().ok()));
+                }
+                () = tokio::time::sleep(AT_LEAST_EVERY) => {}
+            }
+            waiting.retain(|asker: &Look| !asker.is_closed());
         }
-        // A timeout is as good a reason to look as a word.
-        let _ = tokio::time::timeout(AT_LEAST_EVERY, look.notified()).await;
+    }
+
+    /// One look; whether it could be made.
+    fn turn(&mut self) -> bool {
+        let now = match read(&self.store) {
+            Ok(now) => now,
+            // What is known stays; the pods that it speaks of keep their rules.
+            Err(e) => {
+                tracing::warn!(error = %e, "attachments cannot be read");
+                return false;
+            }
+        };
+        self.facts.with(|f| f.attachments = now.len() as u64);
+        if let Some(policy) = &self.policy {
+            policy.update(difference(&self.known, &now));
+        }
+        self.known = now;
+        true
     }
 }
 
-type Endpoints = BTreeMap<EndpointId, Endpoint>;
+/// Attachments by container id and interface, as the policy engine knows them.
+pub type Endpoints = BTreeMap<EndpointId, Endpoint>;
 
 /// All attachments, as the policy engine knows them.
 ///

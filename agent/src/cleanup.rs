@@ -4,26 +4,34 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::bail;
+use manx_cni::node::NodeConfig;
 use manx_cni::{conflist, node};
 
 use crate::kernel::cleanup;
 
-/// What begins the names of pod interfaces, unless the agent was told otherwise.
-const INTERFACE_PREFIX: &str = "manx";
-
 /// The plugin's store within the run directory.
 const ATTACHMENTS: &str = "ipam";
 
-/// Removes everything of ours; lists it on standard output, a line each. With live pods it wants `force`.
+/// Removes everything of ours; lists it on standard output, a line each. With live pods it wants `force`. Pod interfaces
+/// begin with `prefix`, or with what the agent has told the plugin.
 ///
 /// # Errors
 /// Pods are attached and `force` was not given; or something could not be removed, after all else was tried.
-pub fn run(force: bool, run_dir: &Path, cni_conf_dir: &Path) -> anyhow::Result<()> {
-    let links = cleanup::pod_links(INTERFACE_PREFIX).map_err(anyhow::Error::msg)?;
+pub fn run(force: bool, run_dir: &Path, cni_conf_dir: &Path, prefix: &str) -> anyhow::Result<()> {
+    let mut links = cleanup::pod_links(prefix).map_err(anyhow::Error::msg)?;
+    if let Ok(node) = NodeConfig::read(run_dir)
+        && node.interface_prefix != prefix
+    {
+        links.extend(cleanup::pod_links(&node.interface_prefix).map_err(anyhow::Error::msg)?);
+    }
     if !links.is_empty() && !force {
         bail!(
-            "{} pods are attached ({}): delete them first, or give --force, which cuts them off",
-            links.len(),
+            "{} ({}): delete them first, or give --force, which cuts them off",
+            if links.len() == 1 {
+                "1 pod is attached".to_owned()
+            } else {
+                format!("{} pods are attached", links.len())
+            },
             links.join(", ")
         );
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use manx_cni::conflist;
-use manx_cni::node::NodeConfig;
+use manx_cni::node::{self, NodeConfig};
 
 use crate::desired::NodeIntent;
 
@@ -59,6 +59,19 @@ impl CniConfig {
             .with_context(|| format!("cannot make {}", self.conf_dir.display()))?;
         replace(&path, text.as_bytes())?;
         Ok(path)
+    }
+
+    /// No pod can be attached any more, and ADD says so.
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn withdraw_node(&self) -> anyhow::Result<()> {
+        node::remove(&self.run_dir).context("cannot take back what the CNI plugin was told")
+    }
+
+    /// Both files are there.
+    pub fn is_written(&self) -> bool {
+        self.run_dir.join(node::FILE_NAME).exists() && self.conf_dir.join(conflist::FILE_NAME).exists()
     }
 
     /// Another network's configuration that the runtime prefers, because its name sorts before ours.

@@ -11,9 +11,10 @@ use manx_cni::agent::{Request, Response};
 use manx_policy::model::EndpointId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::facts::SharedFacts;
+use crate::attachments::Look;
 use crate::policy_worker::PolicyHandle;
 
 /// A request is one attachment: names, addresses, an id. More is not ours.
@@ -22,6 +23,8 @@ const MAX_REQUEST: u64 = 64 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Plugins that wait at the same time: more than a node starts pods at once, and a bound on memory.
 const MAX_WAITING: usize = 1024;
+/// Before a connection is tried to be taken again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// CNI error code "try again later".
 const TRY_AGAIN_LATER: u32 = 11;
 /// CNI error code of STATUS: not available now.
@@ -34,18 +37,23 @@ pub struct CniServer {
     pub policy: Option<PolicyHandle>,
     /// Whether pods can be attached.
     pub facts: SharedFacts,
-    /// Wakes [`crate::attachments::follow`].
-    pub look: Arc<Notify>,
+    /// Has the store looked at.
+    pub look: mpsc::Sender<Look>,
 }
 
-/// Serves plugins until the listener breaks.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(listener: UnixListener, server: CniServer) -> std::io::Result<()> {
+/// Serves plugins for ever.
+pub async fn serve(listener: UnixListener, server: CniServer) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(MAX_WAITING));
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // No descriptors or no memory left: that passes, and the plugin waits in the queue of the socket.
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot take a CNI plugin's connection, trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             // Closed without an answer: the plugin undoes its work and the runtime tries again.
             continue;
@@ -70,7 +78,10 @@ async fn converse(stream: UnixStream, server: &CniServer) -> std::io::Result<()>
             // The plugin says no more; an end of its stream means that it gave up.
             let mut rest = [0; 1];
             tokio::select! {
-                answer = respond(request, server) => answer,
+                answer = respond(request, server) => match answer {
+                    Some(answer) => answer,
+                    None => return Ok(()),
+                },
                 _ = reader.read(&mut rest) => return Ok(()),
             }
         }
@@ -85,28 +96,28 @@ async fn converse(stream: UnixStream, server: &CniServer) -> std::io::Result<()>
     writer.write_all(&text).await
 }
 
-async fn respond(request: Request, server: &CniServer) -> Response {
+/// `None`: this agent is stopping. A plugin whose agent hangs up asks the next one, for as long as its own deadline
+/// allows; an answer would be final.
+async fn respond(request: Request, server: &CniServer) -> Option<Response> {
     match request {
-        Request::Status => match server.facts.get().cni_blocked {
+        Request::Status => Some(match server.facts.get().cni_blocked {
             None => Response::Ok {},
             Some(reason) => Response::Error {
                 code: NOT_AVAILABLE,
                 msg: "pods cannot be attached now".to_owned(),
                 details: reason,
             },
-        },
+        }),
         Request::Confirm { attachment } => {
-            let Some(policy) = &server.policy else { return Response::Ok {} };
-            server.look.notify_one();
+            let Some(policy) = &server.policy else { return Some(Response::Ok {}) };
+            // The question comes after the look: else an attachment made anew under its old name (podman starts a
+            // container again) would be answered for by the rules of the old one.
+            let (look, looked) = oneshot::channel();
+            server.look.send(look).await.ok()?;
+            looked.await.ok()?;
             let id = EndpointId { container_id: attachment.container_id, ifname: attachment.ifname };
-            match policy.confirm(id).await {
-                Ok(_) => Response::Ok {},
-                Err(_) => Response::Error {
-                    code: TRY_AGAIN_LATER,
-                    msg: "the agent is stopping".to_owned(),
-                    details: "the policy of this pod could not be confirmed".to_owned(),
-                },
-            }
+            policy.confirm(id).await.ok()?;
+            Some(Response::Ok {})
         }
     }
 }

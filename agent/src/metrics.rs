@@ -88,7 +88,7 @@ pub async fn render(api: &Api) -> Result<String, fmt::Error> {
         );
     }
     if let Some(policy) = &api.policy
-        && let Some((status, kernel)) = policy.query(|e, k| (e.status(), k.clone())).await
+        && let Ok(Some((status, kernel))) = Api::ask_policy(policy, |e, k| (e.status(), k.clone())).await
     {
         gauge(&mut registry, "policy_endpoints", "Pod interfaces on this node", status.endpoints);
         gauge(

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What the agent does on this node.
@@ -70,6 +71,9 @@ pub enum Command {
         /// CNI configuration directory whose Manx conflist is removed too.
         #[arg(long, env = "MANX_CNI_CONF_DIR", default_value = "/etc/cni/net.d", value_name = "DIR")]
         cni_conf_dir: PathBuf,
+        /// First letters of the names of pod interfaces, where the run directory does not say.
+        #[arg(long, env = "MANX_POD_INTERFACE_PREFIX", default_value = "manx", value_parser = interface_prefix, value_name = "PREFIX")]
+        pod_interface_prefix: String,
     },
 }
 
@@ -116,7 +120,7 @@ pub struct Options {
     #[arg(long, env = "MANX_POD_INTERFACE_PREFIX", default_value = "manx", value_parser = interface_prefix, value_name = "PREFIX")]
     pub pod_interface_prefix: String,
     /// Learn and reflect, but write no routes into the kernel.
-    #[arg(long, env = "MANX_NO_FIB")]
+    #[arg(long, env = "MANX_NO_FIB", value_parser = FalseyValueParser::new())]
     pub no_fib: bool,
     /// Where metrics and health are served.
     #[arg(long, env = "MANX_METRICS_ADDR", default_value = "127.0.0.1:9474", value_name = "ADDR:PORT")]

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use manx_policy::engine::{Engine, InForce};
@@ -41,7 +40,8 @@ enum Input {
     InSync,
     Confirm(EndpointId, oneshot::Sender<Confirmation>),
     Query(Ask),
-    Stop,
+    /// The thread ends and drops this.
+    Stop(oneshot::Sender<()>),
 }
 
 /// The answer to a CNI ADD that waits: the policy is in the kernel.
@@ -102,9 +102,12 @@ impl PolicyHandle {
         question.await.ok()
     }
 
-    /// Ends the thread after what it is doing; the kernel keeps everything.
-    pub fn stop(&self) {
-        self.send(Input::Stop);
+    /// Ends the thread after what it is doing, and resolves then; the kernel keeps everything.
+    pub async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        self.send(Input::Stop(done));
+        // A thread that has ended already has dropped the question.
+        let _ = stopped.await;
     }
 
     /// A thread that has ended takes nothing more; its health check says so.
@@ -115,6 +118,8 @@ impl PolicyHandle {
 
 /// Starts the thread in the network namespace of the caller. `notify` is called after each change of the [`Kernel`].
 ///
+/// It runs until it is told to stop or all handles are gone.
+///
 /// # Errors
 /// The thread can't be started.
 pub fn spawn(
@@ -122,7 +127,7 @@ pub fn spawn(
     kernel: PolicyKernel,
     health: Health,
     notify: impl Fn(&Kernel) + Send + 'static,
-) -> std::io::Result<(PolicyHandle, JoinHandle<()>)> {
+) -> std::io::Result<PolicyHandle> {
     let (inbox, outbox) = channel();
     let worker = Worker {
         engine,
@@ -135,8 +140,8 @@ pub fn spawn(
         retry_at: None,
         audit_at: Instant::now() + AUDIT,
     };
-    let thread = std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
-    Ok((PolicyHandle { inbox }, thread))
+    std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
+    Ok(PolicyHandle { inbox })
 }
 
 struct Worker {
@@ -176,7 +181,7 @@ impl Worker {
                         self.waiting.entry(endpoint).or_default().push(answer);
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
-                    Input::Stop => return,
+                    Input::Stop(_done) => return,
                 }
             }
         }

@@ -134,9 +134,15 @@ pub fn advertised(path: &core::RouteView) -> view::Route {
 pub fn explanation(e: &core::Explanation, cx: &Context<'_>) -> view::RouteExplanation {
     let paths: Vec<_> = e.paths.iter().map(|p| route(p, cx)).collect();
     let best = paths.iter().find(|p| p.best);
+    // The rule that let the best path in; where there is none, the one that kept the first path out.
+    let filter = match e.paths.iter().find(|p| p.best) {
+        Some(best) => best.accepted_by.clone(),
+        None => e.paths.iter().find(|p| p.filtered).and_then(|p| p.reason.clone()),
+    };
     view::RouteExplanation {
         prefix: e.prefix.to_string(),
         fib: best.and_then(|p| p.fib),
+        filter,
         reason: match best {
             Some(best) => best.reason.clone(),
             None if paths.is_empty() => {
@@ -160,4 +166,130 @@ pub fn explanation(e: &core::Explanation, cx: &Context<'_>) -> view::RouteExplan
 
 fn ago(now: EpochSeconds, age: Duration) -> EpochSeconds {
     now.saturating_sub(age.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use manx_bgp::types::Family;
+
+    use super::*;
+
+    fn path(prefix: &str, from: Option<&str>) -> core::RouteView {
+        core::RouteView {
+            prefix: prefix.parse().unwrap(),
+            from: from.map(|a| a.parse().unwrap()),
+            peer: from.map(|_| "tor".to_owned()),
+            next_hop: from.map(|a| a.parse().unwrap()),
+            best: false,
+            multipath: false,
+            stale: false,
+            filtered: false,
+            as_path: Vec::new(),
+            origin: Some("igp"),
+            med: None,
+            local_pref: Some(100),
+            communities: Vec::new(),
+            large_communities: Vec::new(),
+            originator_id: None,
+            cluster_list: Vec::new(),
+            lost_at: None,
+            reason: None,
+            accepted_by: None,
+        }
+    }
+
+    fn explain(paths: Vec<core::RouteView>) -> view::RouteExplanation {
+        let prefix = "10.9.0.0/16".parse().unwrap();
+        let fib = |_| (FibState::Missing, Some("the kernel says no".to_owned()));
+        let cx = Context { node: "n1", now: 1000, fib: &fib };
+        explanation(&core::Explanation { prefix, paths, next_hops: Vec::new(), exports: Vec::new() }, &cx)
+    }
+
+    #[test]
+    fn the_kernel_is_asked_about_selected_paths_only() {
+        let best = core::RouteView { best: true, ..path("10.9.0.0/16", Some("10.1.0.1")) };
+        let second = core::RouteView { multipath: true, ..best.clone() };
+        let lost = core::RouteView {
+            lost_at: Some("a"),
+            reason: Some("longer AS_PATH".to_owned()),
+            ..path("10.9.0.0/16", Some("10.1.0.3"))
+        };
+        let own = core::RouteView { best: true, ..path("10.9.0.0/16", None) };
+        let states = |paths| explain(paths).paths.iter().map(|p| p.fib.unwrap()).collect::<Vec<_>>();
+        assert_eq!(
+            states(vec![best.clone(), core::RouteView { best: false, ..second }, lost.clone()]),
+            [FibState::Missing, FibState::Missing, FibState::Unselected]
+        );
+        assert_eq!(states(vec![own]), [FibState::Local]);
+        let why = explain(vec![best, lost]);
+        assert_eq!(why.reason.as_deref(), Some("the kernel says no"));
+        assert_eq!(why.paths[1].reason.as_deref(), Some("longer AS_PATH"));
+    }
+
+    #[test]
+    fn the_filter_of_an_explanation_is_the_rule_that_let_the_best_path_in_or_kept_the_first_one_out() {
+        let rule = |name: &str| Some(name.to_owned());
+        let best = core::RouteView {
+            best: true,
+            accepted_by: rule("racks: seven"),
+            ..path("10.9.0.0/16", Some("10.1.0.1"))
+        };
+        let refused = core::RouteView {
+            filtered: true,
+            reason: rule("racks: rest"),
+            ..path("10.9.0.0/16", Some("10.1.0.3"))
+        };
+        assert_eq!(explain(vec![best, refused.clone()]).filter, rule("racks: seven"));
+        assert_eq!(explain(vec![refused]).filter, rule("racks: rest"));
+        assert_eq!(explain(vec![]).filter, None);
+        let none = explain(vec![]);
+        assert_eq!((none.fib, none.reason.is_some()), (None, true));
+    }
+
+    #[test]
+    fn a_peer_that_is_down_shows_why_and_no_figures_of_a_session() {
+        let view = core::PeerView {
+            name: "tor".to_owned(),
+            address: "10.1.0.1".parse().unwrap(),
+            local_as: manx_bgp::types::Asn(64512),
+            remote_as: None,
+            peer_type: PeerType::External,
+            router_id: None,
+            state: "Connect",
+            age: Duration::from_secs(10),
+            flaps: 2,
+            reason: Some("connection refused".to_owned()),
+            local_address: None,
+            capabilities: Vec::new(),
+            timers: core::TimersView { retry_in: Some(4.6), ..Default::default() },
+            families: vec![core::FamilyView {
+                family: Family::Ipv4Unicast,
+                negotiated: true,
+                received: 7,
+                accepted: 7,
+                filtered: 0,
+                stale: 7,
+                advertised: 3,
+                pending: 0,
+                end_of_rib_received: false,
+                end_of_rib_sent: false,
+                reason: None,
+            }],
+            graceful_restart: Default::default(),
+            messages: Default::default(),
+        };
+        let fib = |_| (FibState::Missing, None);
+        let cx = Context { node: "n1", now: 1000, fib: &fib };
+        let shown = peer(&view, &PeerInfo::default(), &cx);
+        assert_eq!((shown.row.since, shown.row.flaps, shown.row.remote_as), (Some(990), 2, None));
+        assert_eq!(shown.row.reason.as_deref(), Some("connection refused"));
+        assert!(shown.row.families.is_empty());
+        assert_eq!((shown.hold_time, shown.keepalive_time, shown.next_connect), (None, None, Some(1005)));
+
+        let up = core::PeerView { state: "Established", ..view };
+        let shown = peer(&up, &PeerInfo::default(), &cx);
+        assert_eq!(shown.row.reason, None, "what was is no trouble any more");
+        assert_eq!(shown.row.families[0].received, Some(7));
+        assert_eq!(shown.hold_time, Some(0), "none was negotiated");
+    }
 }

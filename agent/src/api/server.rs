@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -15,6 +18,7 @@ use manx_bgp::types::Prefix;
 use manx_cni::store::Store;
 use manx_policy::engine::Engine;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::bgp::{self, Context, PeerInfo};
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
@@ -24,6 +28,9 @@ use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
 use crate::policy_worker::{self, PolicyHandle};
 use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
+
+/// The policy thread answers in microseconds, unless it waits for iptables: then the answer does without it.
+const POLICY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the API reads.
 pub struct Api {
@@ -66,6 +73,25 @@ fn refuse(code: ErrorCode, message: impl Into<String>) -> Refusal {
     Refusal(ApiError::new(code, message))
 }
 
+/// A query, whose faults are told as everything else is: as a document.
+struct Asked<T>(T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let query = Query::try_from_uri(&parts.uri);
+        query
+            .map(|Query(asked)| Asked(asked))
+            .map_err(|rejection| refuse(ErrorCode::BadRequest, rejection.body_text()))
+    }
+}
+
+async fn not_allowed() -> Response {
+    let body = ApiError::new(ErrorCode::BadRequest, "this path can only be read: GET it");
+    (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
+}
+
 /// The paths that only read: all of them so far, on both sockets.
 pub fn router(api: Arc<Api>) -> Router {
     Router::new()
@@ -78,6 +104,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(paths::POLICY_FOR, get(policy_for))
         .route(paths::IPAM, get(ipam))
         .route(paths::PODS, get(pod_list))
+        .method_not_allowed_fallback(not_allowed)
         .fallback(|| async { refuse(ErrorCode::NotFound, "no such path: is manxctl newer than the agent?") })
         .with_state(api)
 }
@@ -96,6 +123,18 @@ impl Api {
         self.policy
             .as_ref()
             .ok_or_else(|| refuse(ErrorCode::Unavailable, "policy is not enabled on this node (--enable)"))
+    }
+
+    /// Asks the policy thread; `None`: it is busy.
+    pub(crate) async fn ask_policy<R: Send + 'static>(
+        policy: &PolicyHandle,
+        question: impl FnOnce(&Engine, &policy_worker::Kernel) -> R + Send + 'static,
+    ) -> Result<Option<R>, PolicyGone> {
+        match tokio::time::timeout(POLICY_PATIENCE, policy.query(question)).await {
+            Ok(Some(answer)) => Ok(Some(answer)),
+            Ok(None) => Err(PolicyGone),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Where a selected prefix stands in the kernel, and why it is not there.
@@ -120,6 +159,9 @@ impl Api {
     }
 }
 
+/// The policy thread has ended.
+pub(crate) struct PolicyGone;
+
 fn gone<E>(_: E) -> Refusal {
     refuse(ErrorCode::Unavailable, "the agent is stopping")
 }
@@ -131,7 +173,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
         false => None,
     };
     let policy = match &api.policy {
-        Some(policy) => Some(policy_status(policy).await?),
+        Some(policy) => Some(policy_status(policy, &facts.policy).await?),
         None => None,
     };
     Ok(Json(view::Status {
@@ -190,9 +232,25 @@ async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal
     Ok(status)
 }
 
-async fn policy_status(policy: &PolicyHandle) -> Result<view::PolicyStatus, Refusal> {
+async fn policy_status(
+    policy: &PolicyHandle,
+    last: &policy_worker::Kernel,
+) -> Result<view::PolicyStatus, Refusal> {
     let ask = |e: &Engine, k: &policy_worker::Kernel| (e.status(), e.state().policies().count(), k.clone());
-    let (engine, policies, kernel) = policy.query(ask).await.ok_or_else(|| gone(()))?;
+    let Some((engine, policies, kernel)) = Api::ask_policy(policy, ask).await.map_err(gone)? else {
+        let busy = "the kernel is being written to, or somebody else holds the lock of iptables".to_owned();
+        return Ok(view::PolicyStatus {
+            backend: last.backend.clone(),
+            last_applied: last.last_applied.map(|(at, _)| epoch(at)),
+            pending: true,
+            errors: [Some(busy), last.error.clone()]
+                .into_iter()
+                .flatten()
+                .map(|reason| view::StatusProblem { reason, ..Default::default() })
+                .collect(),
+            ..Default::default()
+        });
+    };
     let object = |p: &manx_policy::model::Problem| view::StatusProblem {
         object: Some(p.object.clone()),
         reason: if p.field.is_empty() { p.reason.clone() } else { format!("{}: {}", p.field, p.reason) },
@@ -242,7 +300,8 @@ async fn peers(State(api): State<Arc<Api>>) -> Answer<view::PeerList> {
     Ok(Json(view::PeerList { items, ..Default::default() }))
 }
 
-async fn peer(State(api): State<Arc<Api>>, Path(which): Path<String>) -> Answer<view::Peer> {
+async fn peer(State(api): State<Arc<Api>>, which: Result<Path<String>, PathRejection>) -> Answer<view::Peer> {
+    let Path(which) = which.map_err(|e| refuse(ErrorCode::BadRequest, e.body_text()))?;
     let facts = api.facts.get();
     let peers = api.bgp()?.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
     let name = peer_name(&peers, &which)?;
@@ -283,7 +342,7 @@ enum Table {
     Out,
 }
 
-async fn routes(State(api): State<Arc<Api>>, Query(query): Query<RoutesQuery>) -> Answer<view::RouteList> {
+async fn routes(State(api): State<Arc<Api>>, Asked(query): Asked<RoutesQuery>) -> Answer<view::RouteList> {
     let handle = api.bgp()?;
     let rib = match (query.table, &query.peer) {
         (Table::Loc, _) => RouteQuery::LocRib,
@@ -311,7 +370,7 @@ struct IpQuery {
     ip: String,
 }
 
-async fn route_get(State(api): State<Arc<Api>>, Query(query): Query<IpQuery>) -> Answer<view::RouteLookup> {
+async fn route_get(State(api): State<Arc<Api>>, Asked(query): Asked<IpQuery>) -> Answer<view::RouteLookup> {
     let ip: IpAddr = query
         .ip
         .parse()
@@ -342,7 +401,7 @@ struct PrefixQuery {
 
 async fn route_why(
     State(api): State<Arc<Api>>,
-    Query(query): Query<PrefixQuery>,
+    Asked(query): Asked<PrefixQuery>,
 ) -> Answer<view::RouteExplanation> {
     let prefix: Prefix = query.prefix.parse().map_err(|_| {
         refuse(ErrorCode::BadRequest, format!("{}: not a prefix such as 10.0.0.0/24", query.prefix))
@@ -359,15 +418,12 @@ struct TargetQuery {
 /// A pod by NAMESPACE/NAME or by address, or all pods of a namespace.
 async fn policy_for(
     State(api): State<Arc<Api>>,
-    Query(query): Query<TargetQuery>,
+    Asked(query): Asked<TargetQuery>,
 ) -> Result<Response, Refusal> {
     let target = query.target;
-    let answer = api
-        .policy()?
-        .query(move |engine, _| pods::policy_for(engine, &target))
-        .await
-        .ok_or_else(|| gone(()))?;
-    match answer {
+    let ask = move |engine: &Engine, _: &policy_worker::Kernel| pods::policy_for(engine, &target);
+    let answer = Api::ask_policy(api.policy()?, ask).await.map_err(gone)?;
+    match answer.ok_or_else(|| refuse(ErrorCode::Unavailable, "policy is being written: ask again"))? {
         Ok(pods::PolicyFor::Pod(pod)) => Ok(Json(*pod).into_response()),
         Ok(pods::PolicyFor::Namespace(list)) => Ok(Json(list).into_response()),
         Err(message) => Err(refuse(ErrorCode::NotFound, message)),
@@ -392,14 +448,18 @@ async fn pod_list(State(api): State<Arc<Api>>) -> Answer<view::PodList> {
         .map_err(gone)?
         .map_err(|e| refuse(ErrorCode::Unavailable, e.to_string()))?;
     let node = api.node.clone();
+    let attachments = Arc::new(attachments);
     let list = match &api.policy {
-        Some(policy) => policy
-            .query(move |engine, _| pods::list(&attachments, &node, Some(engine)))
-            .await
-            .ok_or_else(|| gone(()))?,
-        None => pods::list(&attachments, &node, None),
+        Some(policy) => {
+            let (attachments, node) = (attachments.clone(), node.clone());
+            let ask = move |engine: &Engine, _: &policy_worker::Kernel| {
+                pods::list(&attachments, &node, Some(engine))
+            };
+            Api::ask_policy(policy, ask).await.map_err(gone)?
+        }
+        None => None,
     };
-    Ok(Json(list))
+    Ok(Json(list.unwrap_or_else(|| pods::list(&attachments, &node, None))))
 }
 
 fn cni_off() -> Refusal {

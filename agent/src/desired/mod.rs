@@ -61,6 +61,13 @@ pub struct BgpIntent {
     pub problems: Vec<StatusProblem>,
 }
 
+impl BgpIntent {
+    /// Whether connections are to be taken at `address`; the kernel chooses the port where 0 is asked for.
+    pub fn listens_on(&self, address: SocketAddr) -> bool {
+        self.listen.contains(&address) || self.listen.contains(&SocketAddr::new(address.ip(), 0))
+    }
+}
+
 /// What the speaker itself should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpeakerIntent {

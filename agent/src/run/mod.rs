@@ -33,9 +33,13 @@ use crate::kernel::link::{LinkEvent, LinksHandle};
 use crate::options::{Feature, Options};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
+use crate::sockets::RunDir;
 use crate::source::Update;
 use crate::view::StatusProblem;
+use report::report_peer;
 
+/// How long a stop waits for the packet filter to take what is being written.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often the loop says that it lives while nothing happens, and looks at what no event announces.
 const TICK: Duration = Duration::from_secs(2);
 
@@ -61,6 +65,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
     }
     tracing::info!("stopping; routes and rules stay");
+    // Nobody waits any more for an event to be taken.
+    drop(events);
     agent.stop().await;
     Ok(())
 }
@@ -81,6 +87,7 @@ enum Event {
 
 struct Loop {
     options: Options,
+    _run_dir: RunDir,
     health: Health,
     facts: SharedFacts,
     api: Arc<Api>,
@@ -94,6 +101,8 @@ struct Loop {
     cni: Option<CniConfig>,
     /// Routes of a predecessor were in the kernel at the start.
     inherited: bool,
+    /// Families of which the speaker has not said yet that they can be swept.
+    restarting: Vec<Family>,
     /// When to sweep them, where no speaker says.
     sweep_at: Option<Instant>,
     routes: Routes,
@@ -141,10 +150,7 @@ impl Loop {
                     policy.extend(desired::policy::removal(&key));
                 }
                 Update::Problems(problems) => {
-                    let shown: Vec<_> = problems.iter().map(StatusProblem::from).collect();
-                    for problem in &shown {
-                        tracing::warn!(%problem, "the source holds something that cannot be used");
-                    }
+                    let shown = problems.iter().map(StatusProblem::from).collect();
                     self.facts.with(|f| {
                         f.stale = problems.iter().any(|p| p.stale);
                         f.source_problems = shown;
@@ -153,6 +159,7 @@ impl Loop {
                 Update::InSync => {
                     tracing::info!("source in sync");
                     self.in_sync = true;
+                    start::enable_forwarding();
                     self.facts.with(|f| f.in_sync = true);
                 }
             }
@@ -182,13 +189,13 @@ impl Loop {
                 if let Some(fib) = &self.fib {
                     fib.sweep(family.into());
                 }
-                self.facts.with(|f| f.restarting = false);
+                self.restarting.retain(|waiting| *waiting != family.into());
+                let restarting = !self.restarting.is_empty();
+                self.facts.with(|f| f.restarting = restarting);
             }
             net::Event::Listening(address) => self.report_listener(address, None),
             net::Event::ListenFailed { address, reason } => self.report_listener(address, Some(reason)),
-            net::Event::Peer(fact) => {
-                tracing::info!(peer = %fact.peer, from = fact.from, to = fact.to, reason = %fact.reason, "session changed");
-            }
+            net::Event::Peer(fact) => report_peer(&fact),
         }
     }
 
@@ -226,6 +233,11 @@ impl Loop {
                 Family::BOTH.into_iter().for_each(|family| fib.sweep(family));
             }
         }
+        // What could not be written may be writable now, and what somebody removed is missing.
+        if self.cni.as_ref().is_some_and(|cni| !cni.is_written()) {
+            self.node = None;
+            self.tell_plugin();
+        }
         self.report_tick().await;
     }
 
@@ -244,6 +256,13 @@ impl Loop {
     /// node.json and the conflist, in this order, once pods can be attached safely.
     fn tell_plugin(&mut self) {
         let Some(cni) = self.cni.clone() else { return };
+        if self.in_sync && self.desired.node(None).is_none() {
+            // There is no address to give: better a clear refusal than pods that nobody has a route to.
+            self.node = None;
+            if let Err(error) = cni.withdraw_node() {
+                tracing::warn!(%error, "cannot tell the CNI plugin that this node has no pod CIDR");
+            }
+        }
         let written = match self.plugin_blocked() {
             Some(reason) => Err(reason),
             None => self.write_plugin_files(&cni).map_err(|e| format!("{e:#}")),
@@ -289,13 +308,14 @@ impl Loop {
         Ok(())
     }
 
-    /// The speaker closes its connections without a word; the threads end after what they are doing.
+    /// The speaker closes its connections without a word; the policy thread ends after what it is doing, and if that
+    /// takes too long, without: the next agent makes it good.
     async fn stop(self) {
         if let Some(bgp) = &self.bgp {
             bgp.shutdown(net::Shutdown::Silent).await;
         }
         if let Some(policy) = &self.policy {
-            policy.stop();
+            let _ = tokio::time::timeout(LAST_WORDS, policy.stop()).await;
         }
     }
 }

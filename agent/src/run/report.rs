@@ -3,18 +3,32 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use manx_bgp::speaker::PeerFact;
+
 use super::Loop;
 use crate::desired::BgpIntent;
 use crate::kernel::sysctl;
+use crate::options::Feature;
 use crate::view::StatusProblem;
+
+/// What a person would notice is a session that comes or goes; a router that is away is dialled every few seconds.
+pub(super) fn report_peer(fact: &PeerFact) {
+    let PeerFact { peer, from, to, reason, .. } = fact;
+    let notable = |state: &str| ["Established", "Disabled"].contains(&state);
+    match notable(from) || notable(to) {
+        true => tracing::info!(%peer, from, to, %reason, "session changed"),
+        false => tracing::debug!(%peer, from, to, %reason, "session changed"),
+    }
+}
 
 impl Loop {
     /// What the objects say about BGP.
     pub(super) fn report_intent(&self, intent: &BgpIntent) {
-        for problem in &intent.problems {
+        for problem in intent.problems.iter().filter(|problem| !self.told.problems.contains(problem)) {
             tracing::warn!(%problem, "configuration");
         }
         self.facts.with(|f| {
+            f.listeners.retain(|address, _| intent.listens_on(*address));
             f.asn = intent.speaker.as_ref().map(|s| s.asn.0);
             f.router_id = intent.speaker.as_ref().map(|s| s.router_id.to_string());
             f.originated = intent.originate.iter().map(ToString::to_string).collect();
@@ -25,11 +39,19 @@ impl Loop {
 
     /// Whether BGP connections are accepted at an address; `failed` says why not.
     pub(super) fn report_listener(&self, address: SocketAddr, failed: Option<String>) {
-        match &failed {
+        if !self.told.listens_on(address) {
+            // Said before the speaker heard that it is not to listen there any more.
+            return;
+        }
+        let before = self.facts.with(|f| f.listeners.insert(address, failed.clone()));
+        if before.as_ref() == Some(&failed) {
+            // Tried again, with the same result.
+            return;
+        }
+        match failed {
             None => tracing::info!(%address, "listening for BGP"),
             Some(reason) => tracing::warn!(%address, %reason, "cannot listen for BGP"),
         }
-        self.facts.with(|f| f.listeners.insert(address, failed));
     }
 
     /// Whether pods can be attached; `blocked` says why not.
@@ -56,10 +78,23 @@ impl Loop {
         };
         self.health.report("source", facts.in_sync, source);
         if self.policy.is_some() {
-            let error = facts.policy.error.unwrap_or_else(|| "applied".to_owned());
-            self.health.report("policy", facts.policy.closed && !facts.policy.pending, error);
+            let kernel = facts.policy;
+            let ok = kernel.closed && !kernel.pending;
+            let observed = kernel.error.unwrap_or_else(|| match ok {
+                true => "applied".to_owned(),
+                false => "not in the kernel yet".to_owned(),
+            });
+            self.health.report("policy", ok, observed);
         }
-        if let Some(bgp) = &self.bgp
+        if self.options.enabled(Feature::Bgp) && self.told.speaker.is_none() {
+            let why = self
+                .told
+                .problems
+                .first()
+                .map_or("the source is not in sync".to_owned(), ToString::to_string);
+            self.health.report("peers", false, why);
+        }
+        if let Some(bgp) = self.bgp.as_ref().filter(|_| self.told.speaker.is_some())
             && let Ok(peers) = bgp.with(|speaker, now| speaker.peers(now)).await
         {
             let required = |name: &str| facts.peers.get(name).is_some_and(|p| p.required);

@@ -10,6 +10,7 @@ use super::start::pump;
 use super::{Event, Loop};
 use crate::delta::{Change, changes};
 use crate::desired::{BgpIntent, SpeakerIntent};
+use crate::kernel::Family;
 
 /// Without graceful restart nobody says when a predecessor's routes are stale: then they go after so long.
 const SWEEP_WITHOUT_RESTART: Duration = Duration::from_secs(120);
@@ -66,6 +67,9 @@ impl Loop {
         // A speaker lives as long as the agent, so that this is the first and only time.
         let _ = self.api.bgp.set(handle.clone());
         self.bgp = Some(handle);
+        if restarting {
+            self.restarting = Family::BOTH.to_vec();
+        }
         self.facts.with(|f| f.restarting = restarting);
         self.tell_speaker(move |speaker, now| difference(speaker, now, &BgpIntent::default(), &intent));
         Ok(())

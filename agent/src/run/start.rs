@@ -8,12 +8,12 @@ use anyhow::Context;
 use manx_cni::store::Store;
 use manx_policy::engine::{Engine, EngineConfig};
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::{Event, Loop};
 use crate::api::facts::{SharedFacts, epoch_now};
 use crate::api::server::{self, Api};
-use crate::attachments;
+use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
 use crate::desired::{BgpIntent, Desired};
@@ -28,7 +28,7 @@ use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
 use crate::source::manifest_dir;
 use crate::view::paths;
-use crate::{sockets, web};
+use crate::{leaks, sockets, web};
 
 /// Reading a predecessor's million routes takes a third of a second; more than this means that the kernel is in trouble.
 const FIRST_DUMP: Duration = Duration::from_secs(30);
@@ -37,26 +37,37 @@ const QUEUE: usize = 64;
 
 /// Opens everything, the packet filter first.
 pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Receiver<Event>)> {
-    sockets::prepare_run_dir(&options.run_dir)?;
-    let admin = sockets::listen(&options.run_dir.join(paths::ADMIN_SOCKET), 0o600)?;
-    let read_only = sockets::listen(&options.run_dir.join(paths::READ_ONLY_SOCKET), 0o660)?;
+    let run_dir = sockets::take_run_dir(&options.run_dir)?;
+    let admin = sockets::listen(&run_dir, &options.run_dir.join(paths::ADMIN_SOCKET), 0o600)?;
+    let read_only = sockets::listen(&run_dir, &options.run_dir.join(paths::READ_ONLY_SOCKET), 0o660)?;
     let web_socket = web::listen(options.metrics_addr).await?;
 
     let health = Health::default();
     let facts = SharedFacts::default();
     let (events, inbox) = mpsc::channel(QUEUE);
-    enable_forwarding();
-
     let store = match options.enabled(Feature::Cni) || options.enabled(Feature::Policy) {
         true => Some(Store::open(&options.run_dir).context("cannot open the store of attachments")?),
         false => None,
     };
+    // Known before the first plan: a restart must not take a running pod for a stranger.
+    let attached = match &store {
+        Some(store) => attachments::read(store).context("cannot read the attachments")?,
+        None => Endpoints::new(),
+    };
     let policy = match options.enabled(Feature::Policy) {
-        true => Some(start_policy(&options, store.as_ref(), &health, &events)?),
+        true => Some(start_policy(&options, &attached, &health, &events)?),
         false => None,
     };
     if let Some(store) = &store {
-        follow_attachments(&options, store, policy.as_ref(), &facts, &events)?;
+        let follower = Follower::new(store.clone(), attached, policy.clone(), facts.clone());
+        if options.enabled(Feature::Cni) {
+            let socket = sockets::listen(&run_dir, &options.run_dir.join(manx_cni::agent::SOCKET), 0o600)?;
+            let server = CniServer { policy: policy.clone(), facts: facts.clone(), look: follower.look() };
+            facts.with(|f| f.cni_blocked = Some("the source is not in sync yet".to_owned()));
+            watch("cni.sock", &events, async move { cni_server::serve(socket, server).await });
+            watch("leak sweep", &events, leaks::sweep(store.clone()));
+        }
+        watch("attachments", &events, follower.follow());
     }
     let (links, link_events) = Links::spawn().context("cannot follow the kernel's links")?;
     pump(link_events, events.clone(), Event::Link);
@@ -93,6 +104,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     tracing::info!(node = %options.node_name, version = env!("CARGO_PKG_VERSION"), inherited, "agent started");
     let agent = Loop {
         desired: Desired::new(&options.node_name, &options.namespace),
+        _run_dir: run_dir,
         options,
         health,
         facts,
@@ -105,6 +117,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         bgp: None,
         cni,
         inherited,
+        restarting: Vec::new(),
         sweep_at: None,
         routes: Routes::default(),
         next_hops: NextHops::default(),
@@ -116,7 +129,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
 
 /// A router forwards. Where the agent may not write these (a read-only /proc/sys), an init container has, and the status
 /// says so if it has not.
-fn enable_forwarding() {
+pub(super) fn enable_forwarding() {
     for name in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         if sysctl::read(name).is_ok_and(|value| value == "0") {
             match sysctl::write(name, "1") {
@@ -129,7 +142,7 @@ fn enable_forwarding() {
 
 fn start_policy(
     options: &Options,
-    store: Option<&Store>,
+    attached: &Endpoints,
     health: &Health,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<PolicyHandle> {
@@ -138,11 +151,7 @@ fn start_policy(
         mark_mask: options.mark_mask,
         ..EngineConfig::new(&options.node_name)
     })?;
-    // Known before the first plan: a restart must not take a running pod for a stranger.
-    if let Some(store) = store {
-        let known = attachments::read(store).context("cannot read the attachments")?;
-        attachments::difference(&Default::default(), &known).into_iter().for_each(|u| engine.apply(u));
-    }
+    attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));
     let backend = match options.iptables_backend {
         options::Backend::Auto => None,
         options::Backend::Nft => Some(Backend::Nft),
@@ -154,31 +163,7 @@ fn start_policy(
         // The loop may be gone at the very end; nobody needs the news then.
         let _ = events.blocking_send(Event::Policy(kernel.clone()));
     };
-    let (handle, _thread) = policy_worker::spawn(engine, kernel, health.clone(), notify)
-        .context("cannot start the policy thread")?;
-    Ok(handle)
-}
-
-fn follow_attachments(
-    options: &Options,
-    store: &Store,
-    policy: Option<&PolicyHandle>,
-    facts: &SharedFacts,
-    events: &mpsc::Sender<Event>,
-) -> anyhow::Result<()> {
-    let look = Arc::new(Notify::new());
-    watch(
-        "attachments",
-        events,
-        attachments::follow(store.clone(), policy.cloned(), facts.clone(), look.clone()),
-    );
-    if options.enabled(Feature::Cni) {
-        let socket = sockets::listen(&options.run_dir.join(manx_cni::agent::SOCKET), 0o600)?;
-        let server = CniServer { policy: policy.cloned(), facts: facts.clone(), look };
-        facts.with(|f| f.cni_blocked = Some("the source is not in sync yet".to_owned()));
-        watch("cni.sock", events, async move { Ok(cni_server::serve(socket, server).await?) });
-    }
-    Ok(())
+    policy_worker::spawn(engine, kernel, health.clone(), notify).context("cannot start the policy thread")
 }
 
 /// The writer, and whether a predecessor left routes.

@@ -1,0 +1,10 @@
+//! One module for each side of the agent, and `world`, which they all stand on.
+
+mod bgp;
+mod cleanup;
+mod cni;
+mod life;
+mod source;
+mod start;
+mod views;
+mod world;
