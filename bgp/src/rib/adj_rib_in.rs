@@ -365,6 +365,29 @@ impl Rib {
         (!known && beyond).then_some(LimitReached { family, limit, action })
     }
 
+    /// After the limit has changed: what is held beyond it. With `Reject` that goes, the prefixes learned last before others.
+    pub(crate) fn enforce_limit(&mut self, id: SourceId, limit: MaxPrefixes) -> Vec<LimitReached> {
+        let MaxPrefixes { limit, action } = limit;
+        let mut crossed = Vec::new();
+        for family in Family::ALL {
+            let Some(adj) = self.adj_in_of(id) else { continue };
+            let held = adj.has[family].len() + adj.refused.len(family) - adj.over_limit[family];
+            let excess = held.saturating_sub(limit as usize);
+            if excess == 0 {
+                continue;
+            }
+            crossed.push(LimitReached { family, limit, action });
+            if action == MaxPrefixesAction::Reject {
+                let slots: Vec<u32> = adj.has[family].iter().collect();
+                for slot in slots.into_iter().rev().take(excess) {
+                    let prefix = self.tables[family].prefix(slot);
+                    self.refuse(id, prefix, Reject::MaxPrefixes);
+                }
+            }
+        }
+        crossed
+    }
+
     /// Counts for display.
     pub(crate) fn received(&self, id: SourceId, family: Family) -> ReceivedCounts {
         let Some(adj) = self.adj_in_of(id) else {

@@ -163,7 +163,7 @@ impl Speaker {
         }
     }
 
-    fn on_limit(&mut self, now: Instant, id: u32, crossed: LimitReached) {
+    pub(super) fn on_limit(&mut self, now: Instant, id: u32, crossed: LimitReached) {
         let LimitReached { family, limit, action } = crossed;
         match action {
             MaxPrefixesAction::Warn => {

@@ -9,7 +9,7 @@ use crate::session::{Outgoing, Output, Session, Settings};
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
 use crate::speaker::{Effect, PeerConfig, Reset, Speaker, SpeakerConfig, cease_for_change, identity};
-use crate::types::Family;
+use crate::types::{Family, PerFamily};
 use crate::wire::iana::cease;
 use crate::wire::message::{Notification, RefreshKind, RouteRefresh};
 
@@ -143,6 +143,14 @@ impl Speaker {
             });
             self.rib.forget_accepting_rules(SourceId(id));
             self.ask_again(now, id);
+        }
+        // What is here already is as much beyond a new limit as what comes.
+        if let Some(limit) = new.max_prefixes.filter(|_| old.max_prefixes != new.max_prefixes) {
+            let peer = self.peers[id as usize].as_mut().expect("named peers exist");
+            peer.limit_told = PerFamily::both(false);
+            for crossed in self.rib.enforce_limit(SourceId(id), limit) {
+                self.on_limit(now, id, crossed);
+            }
         }
         let client = old.route_reflector_client != new.route_reflector_client;
         let export =

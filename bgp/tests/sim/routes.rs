@@ -847,6 +847,38 @@ fn max_prefixes_disable_ceases_with_6_1_and_stays_down_until_reset() {
 }
 
 #[test]
+fn a_limit_that_is_lowered_holds_for_what_is_here_already() {
+    for action in [MaxPrefixesAction::Warn, MaxPrefixesAction::Reject, MaxPrefixesAction::Disable] {
+        let mut b = Bench::new();
+        let limited = |limit| PeerConfig {
+            max_prefixes: Some(MaxPrefixes { limit, action }),
+            ..Bench::tor("tor", "10.0.0.2")
+        };
+        b.peer(limited(5));
+        let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
+        for i in 0..5 {
+            b.announce(conn, &[&format!("10.9.{i}.0/24")], &attributes(&[65001]), "10.0.0.2");
+        }
+        b.peer(limited(3));
+        let (left, state) = match action {
+            MaxPrefixesAction::Warn => (5, "Established"),
+            MaxPrefixesAction::Reject => (3, "Established"),
+            MaxPrefixesAction::Disable => (0, "Idle"),
+        };
+        assert_eq!((b.fib.len(), b.state("tor")), (left, state), "{action:?}");
+        if action == MaxPrefixesAction::Reject {
+            assert_eq!(
+                b.path("10.9.4.0/24", "10.0.0.2").unwrap().reason.as_deref(),
+                Some("over the prefix limit")
+            );
+            b.peer(limited(5));
+            b.announce(conn, &["10.9.3.0/24", "10.9.4.0/24"], &attributes(&[65001]), "10.0.0.2");
+            assert_eq!(b.fib.len(), 5);
+        }
+    }
+}
+
+#[test]
 fn attributes_too_long_for_a_message_withdraw_what_the_peer_had() {
     let Two { mut b, one, third, .. } = two();
     b.announce(one, &[X], &attributes(&[65001]), "10.0.0.2");
