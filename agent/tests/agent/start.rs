@@ -203,7 +203,9 @@ fn missing_privilege_is_one_line_that_names_what_to_grant() {
     // A binary and directories that nobody may use: the privilege alone is missing.
     fs::set_permissions(node.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = node.path("manx-agent");
-    fs::copy(env!("CARGO_BIN_EXE_manx-agent"), &binary).unwrap();
+    // By another process: a descriptor that is open for writing, and inherited by what another test starts at this
+    // moment, would keep the copy from being run.
+    node.net.run("cp", &[env!("CARGO_BIN_EXE_manx-agent"), binary.to_str().unwrap()]);
     fs::create_dir(node.run_dir()).unwrap();
     std::os::unix::fs::chown(node.run_dir(), Some(NOBODY), Some(NOBODY)).unwrap();
     for features in ["policy", "bgp", "bgp,policy,cni"] {

@@ -122,7 +122,14 @@ impl Netns {
     }
 
     pub(crate) fn rules(&self) -> String {
-        self.sh("iptables-nft-save") + &self.sh("ip6tables-nft-save")
+        self.saved("iptables-nft-save") + &self.saved("ip6tables-nft-save")
+    }
+
+    /// A set that goes between two of the program's questions makes it fail: it is asked again.
+    fn saved(&self, program: &str) -> String {
+        let saved = || Some(self.output(&mut Command::new(program))).filter(|o| o.status.success());
+        let output = (0..50).find_map(|_| saved()).unwrap_or_else(|| panic!("{program} fails 50 times"));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Rules, sets and routes of both families: all that Manx may write. Counters are as they are, time stamps are not.
@@ -155,6 +162,12 @@ impl Running {
 
     pub(crate) fn alive(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
+    }
+
+    /// How many plugins talk to it. Accepted sockets have the path that the listener was bound to, before its rename.
+    pub(crate) fn plugins(&self) -> usize {
+        let sockets = fs::read_to_string(format!("/proc/{}/net/unix", self.0.id())).unwrap();
+        sockets.lines().filter(|l| l.ends_with("/cni.new")).count() - 1
     }
 
     pub(crate) fn descriptors(&self) -> usize {
