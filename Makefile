@@ -1,6 +1,6 @@
 # The short entry points. CI runs these same ones.
 .DEFAULT_GOAL := help
-.PHONY: help deps build lab lab-up lab-down test check bench fuzz soak
+.PHONY: help deps build lab lab-up lab-down test check bench interop fuzz soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
@@ -36,6 +36,9 @@ check: ## formatting, lints, documentation, licences
 bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds
 	cargo build --release --locked --package manx-tests --bin manx-bench
 	$(RELEASE)/manx-bench
+
+interop: deps ## sessions with BIRD, FRR, GoBGP and OpenBGPD in namespaces of their own
+	cargo test --locked --package manx-tests --features interop --test interop -- --test-threads 2
 
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_SECONDS ?= 60

@@ -34,8 +34,8 @@ pub async fn sweep(store: Store) -> anyhow::Result<()> {
                     tracing::warn!(attachment = %key, "addresses of a pod that is gone were given back");
                 }
             }
-            Err(e) => {
-                tracing::warn!(error = %e, "leaked addresses cannot be looked for; the next round tries again")
+            Err(error) => {
+                tracing::warn!(%error, "leaked addresses cannot be looked for; the next round does")
             }
         }
     }

@@ -43,12 +43,14 @@ impl Openbgpd {
             .with_context(|| format!("cannot write {}", conf.display()))?;
         // It refuses a configuration that others can read or write.
         command::output(command::words("chmod 600").arg(&conf))?;
-        let log = File::create(self.dir.join("bgpd.log"))?;
+        let log_file = self.dir.join("bgpd.log");
+        let log = File::create(&log_file)?;
         let mut bgpd = self.netns.command("/usr/sbin/bgpd");
         bgpd.arg("-d").arg("-f").arg(&conf);
         let child = bgpd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let process = Process::from_pid(child.id().cast_signed())?;
-        wait::until(STARTS_WITHIN, || self.ask("show summary terse"))?;
+        wait::until(STARTS_WITHIN, || self.ask("show summary terse"))
+            .with_context(|| std::fs::read_to_string(&log_file).unwrap_or_default())?;
         Ok(process)
     }
 

@@ -36,12 +36,3 @@ fn eventually<T, E: Debug>(look: impl FnMut() -> Result<T, E>) -> T {
         Err(complaint) => panic!("not within {PATIENCE:?}: {complaint:?}"),
     }
 }
-
-/// Waits until `look` gives what is expected.
-#[track_caller]
-fn becomes<T: PartialEq + Debug>(expected: &T, mut look: impl FnMut() -> T) {
-    eventually(|| {
-        let seen = look();
-        if seen == *expected { Ok(()) } else { Err(format!("{seen:?} is not {expected:?}")) }
-    });
-}

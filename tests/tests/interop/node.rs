@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use manx_bgp::net::{self, BgpHandle, Event, NetConfig, Shutdown};
 use manx_bgp::speaker::{
-    Explanation, LocalRoute, NextHopState, PeerConfig, PeerView, RemoteAs, RouteView, Speaker, SpeakerConfig,
+    Explanation, GracefulRestartConfig, LocalRoute, NextHopState, PeerConfig, PeerView, RemoteAs, RouteView,
+    Speaker, SpeakerConfig,
 };
 use manx_bgp::types::{Asn, Family, HoldTime, Prefix, RouterId};
 
+use crate::eventually;
 use crate::rack::{Over, Rack, address};
-use crate::{becomes, eventually};
 
 /// Manx's AS where a test does not choose another.
 pub(crate) const AS: u32 = 64512;
@@ -44,6 +45,15 @@ pub(crate) fn prefix(text: &str) -> Prefix {
 /// A speaker's configuration with the router id of member 1.
 pub(crate) fn speaker(asn: u32) -> SpeakerConfig {
     SpeakerConfig::new(Asn(asn), RouterId::new([10, 9, 0, 1].into()).unwrap())
+}
+
+/// The same with graceful restart.
+pub(crate) fn graceful(asn: u32, restarting: bool) -> SpeakerConfig {
+    let restart_time = Duration::from_secs(60);
+    SpeakerConfig {
+        graceful_restart: Some(GracefulRestartConfig { restart_time, restarting }),
+        ..speaker(asn)
+    }
 }
 
 /// A peer at member `n`, named "nN", that is dialled again soon.
@@ -118,11 +128,6 @@ impl Manx {
             let best = explanation.paths.iter().find(|p| p.best).cloned();
             best.ok_or_else(|| format!("{text}: {explanation:?}; {:?}", self.facts()))
         })
-    }
-
-    /// Waits until a prefix has no best path.
-    pub(crate) fn loses(&self, text: &str) {
-        becomes(&0, || self.explain(prefix(text)).paths.iter().filter(|p| p.best).count());
     }
 
     /// Waits until peer "nN" is Established.

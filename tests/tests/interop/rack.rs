@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use manx_tests::command;
 use manx_tests::netns::{self, End, Guard, Netns};
@@ -31,7 +32,10 @@ pub(crate) fn address(n: u8, over: Over) -> IpAddr {
 impl Rack {
     /// A switch with `members` namespaces around it.
     pub(crate) fn new(members: u8) -> Rack {
-        let prefix = format!("manx-interop-{}-", std::process::id());
+        // Tests may share the process.
+        static RACKS: AtomicU32 = AtomicU32::new(0);
+        let number = RACKS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("manx-interop-{}-{number}-", std::process::id());
         let guard = Guard::new(&prefix).unwrap();
         let files = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         // OpenBGPD's processes without privilege look into it.

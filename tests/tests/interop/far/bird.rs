@@ -21,10 +21,16 @@ pub(super) fn config(n: u8, config: &Config, dir: &Path) -> String {
         let family = if v4 { "ipv4" } else { "ipv6" };
         let _ = writeln!(text, "protocol static {{ {family};");
         for network in config.networks.iter().filter(|network| network.is_v4() == v4) {
-            let _ = writeln!(text, " route {} blackhole {{ {} }};", network.prefix, attributes(network));
+            let _ = writeln!(text, " route {} blackhole;", network.prefix);
         }
         text.push_str("}\n");
     }
+    // An attribute that is to leave the AS has to be set on the way out: BIRD strips a MED that came from elsewhere.
+    text.push_str("filter to_peer {\n");
+    for network in &config.networks {
+        let _ = writeln!(text, " if net = {} then {{ {} }}", network.prefix, attributes(network));
+    }
+    text.push_str(" if source ~ [ RTS_STATIC, RTS_BGP ] then accept;\n reject;\n}\n");
     for (number, session) in config.sessions.iter().enumerate() {
         text.push_str(&protocol(number, n, config.asn, session));
     }
@@ -65,14 +71,10 @@ fn protocol(number: usize, n: u8, asn: u32, session: &Session) -> String {
     line(session.passive, "passive on");
     line(session.client, "rr client");
     line(session.graceful, "graceful restart on");
-    // Internal peers are on the switch as well: nothing to be looked up.
-    let gateway = if session.remote_as == asn { "gateway direct; " } else { "" };
+    // Internal peers are on the switch as well: no next hop is to be looked up.
+    line(session.remote_as == asn, "direct");
     for family in ["ipv4", "ipv6"] {
-        let _ = writeln!(
-            text,
-            " {family} {{ {gateway}import all; export where source ~ [ RTS_STATIC, RTS_BGP ]; {} }};",
-            session.extra
-        );
+        let _ = writeln!(text, " {family} {{ import all; export filter to_peer; {} }};", session.extra);
     }
     text.push_str("}\n");
     text
@@ -97,9 +99,11 @@ pub(super) fn route(bird: &Bird, prefix: &str) -> Option<Seen> {
             .filter_map(|t| Some(t.trim().strip_prefix('(')?.replace(", ", ":").replace(',', ":")))
             .collect()
     };
-    if !text.lines().any(|l| l.starts_with(&format!("{prefix} "))) {
-        return None;
-    }
+    // 10.200.0.0/24  unicast [s0 10:19:28.516] * (100) [AS64512i]
+    let first = text.lines().find(|l| l.starts_with(&format!("{prefix} ")))?;
+    let protocol = first.split('[').nth(1)?.split_whitespace().next()?;
+    // Routes do not show it: the session tells while all that came before has not come again.
+    let session = bird.ask(&format!("show protocols all {protocol}")).ok()?;
     Some(Seen {
         as_path: attribute("as_path").unwrap_or_default().to_owned(),
         next_hops: attribute("next_hop")
@@ -117,6 +121,6 @@ pub(super) fn route(bird: &Bird, prefix: &str) -> Option<Seen> {
             .split_whitespace()
             .map(str::to_owned)
             .collect(),
-        stale: text.lines().any(|l| l.starts_with(prefix) && l.contains("s)")),
+        stale: session.contains("Neighbor graceful restart active"),
     })
 }

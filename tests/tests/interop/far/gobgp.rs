@@ -77,7 +77,9 @@ pub(super) fn announce(gobgp: &Gobgp, n: u8, config: &Config) {
         let (family, over) = if network.is_v4() { ("ipv4", Over::V4) } else { ("ipv6", Over::V6) };
         let mut words = format!("global rib -a {family} add {} nexthop {}", network.prefix, address(n, over));
         let mut add = |name: &str, value: Option<String>| {
-            value.into_iter().for_each(|value| drop(write!(words, " {name} {value}")));
+            if let Some(value) = value {
+                let _ = write!(words, " {name} {value}");
+            }
         };
         add("med", network.med.map(|v| v.to_string()));
         add("local-pref", network.local_pref.map(|v| v.to_string()));

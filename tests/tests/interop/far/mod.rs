@@ -176,11 +176,6 @@ impl Far {
         bird
     }
 
-    pub(crate) fn frr(&self) -> &Frr {
-        let Router::Frr(frr) = &self.router else { panic!("it is {:?}", self.kind) };
-        frr
-    }
-
     /// Whether its session with `remote` is up.
     pub(crate) fn is_up(&self, remote: IpAddr) -> bool {
         match &self.router {
@@ -216,7 +211,7 @@ impl Far {
         match &self.router {
             Router::Bird(bird) => bird.order("reload in all").map(drop),
             Router::Frr(frr) => frr.ask(&format!("clear bgp {remote} soft in")).map(drop),
-            Router::Gobgp(gobgp) => gobgp.ask(&format!("neighbor {remote} softresetin")).map(drop),
+            Router::Gobgp(_) => panic!("GoBGP keeps all that it has received and asks for nothing"),
             Router::Openbgpd(openbgpd) => openbgpd.ask(&format!("neighbor {remote} refresh")).map(drop),
         }
         .unwrap();
@@ -227,7 +222,9 @@ impl Far {
         match &self.router {
             Router::Bird(bird) => bird.order(&format!("disable s0 \"{text}\"")).map(drop),
             Router::Frr(frr) => frr::configure(frr, &format!("neighbor {remote} shutdown message {text}")),
-            Router::Gobgp(gobgp) => gobgp.ask(&format!("neighbor {remote} shutdown {text}")).map(drop),
+            Router::Gobgp(gobgp) => {
+                gobgp.ask(&format!("neighbor {remote} shutdown --reason {text}")).map(drop)
+            }
             Router::Openbgpd(openbgpd) => openbgpd.ask(&format!("neighbor {remote} down {text}")).map(drop),
         }
         .unwrap();

@@ -28,7 +28,6 @@ pub(super) fn config(n: u8, config: &Config) -> String {
             "neighbor {remote} {{\n remote-as {}\n holdtime {}",
             session.remote_as, session.hold
         );
-        let _ = writeln!(text, " local-address {}", address(n, session.over));
         let _ = writeln!(text, " announce IPv4 unicast\n announce IPv6 unicast");
         let mut line = |wanted: bool, words: &str| {
             if wanted {
@@ -40,6 +39,9 @@ pub(super) fn config(n: u8, config: &Config) -> String {
             &format!("tcp md5sig password \"{}\"", session.password.unwrap_or_default()),
         );
         line(session.ttl_security, "ttl-security yes");
+        // To a neighbour one hop away it gives no other next hop than its own, see below.
+        let external = session.remote_as != config.asn;
+        line(external && !session.ttl_security && !config.networks.is_empty(), "multihop 2");
         line(session.passive, "passive");
         line(session.client, "route-reflector");
         for extra in session.extra.lines() {
@@ -48,6 +50,15 @@ pub(super) fn config(n: u8, config: &Config) -> String {
         text.push_str("}\n");
     }
     text.push_str("allow from any\nallow to any\n");
+    // On Linux it gives ::1 as next hop of the family that the session does not run over.
+    for network in &config.networks {
+        let next_hop = address(n, if network.is_v4() { Over::V4 } else { Over::V6 });
+        let _ = writeln!(
+            text,
+            "match to any prefix {} set {{ nexthop {next_hop} nexthop no-modify }}",
+            network.prefix
+        );
+    }
     text
 }
 
