@@ -35,7 +35,7 @@ pub async fn sweep(store: Store) -> anyhow::Result<()> {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "leaked addresses cannot be looked for; the next round does")
+                tracing::warn!(%error, "leaked addresses cannot be looked for; the next round does");
             }
         }
     }
