@@ -164,12 +164,6 @@ impl Running {
         self.0.try_wait().unwrap().is_none()
     }
 
-    /// How many plugins talk to it. Accepted sockets have the path that the listener was bound to, before its rename.
-    pub(crate) fn plugins(&self) -> usize {
-        let sockets = fs::read_to_string(format!("/proc/{}/net/unix", self.0.id())).unwrap();
-        sockets.lines().filter(|l| l.ends_with("/cni.new")).count() - 1
-    }
-
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()
     }
