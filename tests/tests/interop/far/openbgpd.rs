@@ -19,7 +19,10 @@ pub(super) fn config(n: u8, config: &Config) -> String {
         config.extra,
     );
     for network in &config.networks {
-        let _ = writeln!(text, "network {} {}", network.prefix, set(network));
+        // On Linux it gives ::1 as next hop of the family that the session does not run over, unless it is told and
+        // the session is a multihop one or internal.
+        let next_hop = address(n, if network.is_v4() { Over::V4 } else { Over::V6 });
+        let _ = writeln!(text, "network {} set {{ nexthop {next_hop} {} }}", network.prefix, set(network));
     }
     for session in &config.sessions {
         let remote = session.remote();
@@ -39,7 +42,6 @@ pub(super) fn config(n: u8, config: &Config) -> String {
             &format!("tcp md5sig password \"{}\"", session.password.unwrap_or_default()),
         );
         line(session.ttl_security, "ttl-security yes");
-        // To a neighbour one hop away it gives no other next hop than its own, see below.
         let external = session.remote_as != config.asn;
         line(external && !session.ttl_security && !config.networks.is_empty(), "multihop 2");
         line(session.passive, "passive");
@@ -50,14 +52,8 @@ pub(super) fn config(n: u8, config: &Config) -> String {
         text.push_str("}\n");
     }
     text.push_str("allow from any\nallow to any\n");
-    // On Linux it gives ::1 as next hop of the family that the session does not run over.
-    for network in &config.networks {
-        let next_hop = address(n, if network.is_v4() { Over::V4 } else { Over::V6 });
-        let _ = writeln!(
-            text,
-            "match to any prefix {} set {{ nexthop {next_hop} nexthop no-modify }}",
-            network.prefix
-        );
+    if !config.networks.is_empty() {
+        text.push_str("match to any set nexthop no-modify\n");
     }
     text
 }
@@ -68,7 +64,7 @@ fn set(network: &Network) -> String {
     words.extend(network.local_pref.map(|v| format!("localpref {v}")));
     words.extend(network.community.map(|c| format!("community {c}")));
     words.extend(network.large_community.map(|c| format!("large-community {c}")));
-    if words.is_empty() { String::new() } else { format!("set {{ {} }}", words.join(" ")) }
+    words.join(" ")
 }
 
 pub(super) fn is_up(openbgpd: &Openbgpd, remote: IpAddr) -> bool {
@@ -82,6 +78,10 @@ pub(super) fn route(openbgpd: &Openbgpd, prefix: &str) -> Option<Seen> {
     let strings = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|c| c.as_str().map(str::to_owned)).collect()
     };
+    let further = |name: &str| {
+        let attributes = path["attributes"].as_array().into_iter().flatten();
+        attributes.map(|a| a[name].clone()).find(|v| !v.is_null()).unwrap_or_default()
+    };
     Some(Seen {
         as_path: path["aspath"].as_str().unwrap_or_default().to_owned(),
         next_hops: path["exit_nexthop"].as_str().and_then(|h| h.parse().ok()).into_iter().collect(),
@@ -89,8 +89,8 @@ pub(super) fn route(openbgpd: &Openbgpd, prefix: &str) -> Option<Seen> {
         local_pref: number(&path["localpref"]),
         communities: strings(&path["communities"]).into_iter().collect(),
         large_communities: strings(&path["large_communities"]).into_iter().collect(),
-        originator: path["originator"].as_str().map(str::to_owned),
-        clusters: strings(&path["cluster_list"]),
+        originator: further("originator").as_str().map(str::to_owned),
+        clusters: strings(&further("cluster_list")),
         stale: path["stale"] == true,
     })
 }
