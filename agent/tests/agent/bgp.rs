@@ -34,7 +34,7 @@ fn own_pod_cidrs_are_advertised_and_backed_by_blackholes_of_protocol_and_metric_
     node.manifest("node.yaml", &NODE.replace("10.200.1.0/24", "10.201.1.0/24"));
     eventually("BIRD has the other", || bird.ask("show route 10.201.1.0/24").contains("node"));
     eventually("and the first no more", || !bird.ask("show route 10.200.1.0/24").contains("node"));
-    assert!(node.net.route("10.200.1.0/24").is_none());
+    eventually("nor its blackhole", || node.net.route("10.200.1.0/24").is_none());
 }
 
 #[test]

@@ -485,6 +485,14 @@ impl Node {
         exchange(stream, method, path).unwrap()
     }
 
+    /// How many plugins talk to the agent. The kernel lists the agent's end of such a connection in the namespace of the
+    /// plugin, which is ours, under the path that the listener was bound to before its rename.
+    pub(crate) fn plugins(&self) -> usize {
+        let path = self.run_dir().join("cni.new").display().to_string();
+        let sockets = fs::read_to_string("/proc/self/net/unix").unwrap();
+        sockets.lines().filter(|line| line.ends_with(&path)).count()
+    }
+
     /// Puts an attachment into the plugin's store as a finished ADD does, and makes its host link.
     pub(crate) fn attach(&self, attachment: &Attachment) {
         let link = &attachment.interface;
