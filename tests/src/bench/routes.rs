@@ -53,10 +53,7 @@ pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, count: u32) -> Result<()> 
             let listen = SocketAddr::new(IpAddr::V4(FAR), 179);
             let mut session = Injector::accept(&far, listen, FAR_AS, LIMIT)?;
             let name = if who == "manx" { "manx-agent" } else { "BIRD 2" };
-            idle.add(
-                name,
-                Sample { wall: started.elapsed(), cpu: cpu(&process), resident_kb: process.resident_kb() },
-            );
+            idle.add(name, Sample { wall: started.elapsed(), cpu: None, resident_kb: process.resident_kb() });
             filled.add(name, fill(&near, &process, &mut session, &updates, count)?);
             drop(session);
             process.end(Signal::SIGKILL)?;
