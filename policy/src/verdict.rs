@@ -171,7 +171,7 @@ impl<'a> Oracle<'a> {
         (false, Reason::Isolated { policies: isolating.iter().map(|p| p.id.to_string()).collect() })
     }
 
-    /// "Each rule allows traffic which matches both the from [to] and ports sections." An absent section matches all.
+    /// "Each rule allows traffic which matches both the from \[to\] and ports sections." An absent section matches all.
     fn rule_allows(&self, rule: &Rule, direction: Direction, pod: &PodId, flow: &Flow) -> bool {
         if rule.refused {
             return false;
