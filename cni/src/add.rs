@@ -108,11 +108,7 @@ pub(crate) fn add(key: Key, path: &str, args: PodArgs, conf: &NetConf, now: u64)
         Ok(true) => Ok(attached),
         Ok(false) => {
             attached.undo(now);
-            Err(Error::new(
-                code::TRY_AGAIN_LATER,
-                "the pod was deleted while it was attached",
-                "a DEL of it has run",
-            ))
+            Err(deleted())
         }
         Err(e) => {
             attached.undo(now);
@@ -180,9 +176,10 @@ fn finish(
     link::set_up(wiring, netns, ends)?;
     pending.publish(&attachment)?;
     let timeout = conf.policy_timeout;
-    match agent::ask(&conf.run_dir, &Request::Confirm { attachment }, timeout) {
+    match agent::ask_while(&conf.run_dir, &Request::Confirm { attachment }, timeout, || pending.is_wanted()) {
         Ok(Response::Ok {}) => Ok(()),
         Ok(Response::Error { msg, details, .. }) => Err(Error::new(code::TRY_AGAIN_LATER, msg, details)),
+        Err(AskError::Withdrawn) => Err(deleted()),
         Err(e @ AskError::TimedOut(_)) => Err(Error::new(
             code::TRY_AGAIN_LATER,
             "the policy of the pod is not in force",
@@ -194,6 +191,10 @@ fn finish(
             format!("{e}; is manx-agent running on this node with --run-dir {}?", conf.run_dir.display()),
         )),
     }
+}
+
+fn deleted() -> Error {
+    Error::new(code::TRY_AGAIN_LATER, "the pod was deleted while it was attached", "a DEL of it has run")
 }
 
 fn result(conf: &NetConf, wiring: &Wiring, netns: &str) -> AddResult {

@@ -25,6 +25,9 @@ pub const SOCKET: &str = "cni.sock";
 /// An agent that restarts is back within about a second: ask again at this pace.
 const RETRY_PACE: Duration = Duration::from_millis(50);
 
+/// How soon a question that nobody wants an answer to any more is withdrawn.
+const DOUBT_PACE: Duration = Duration::from_millis(50);
+
 /// An answer is a few sentences; more is not an agent's.
 const MAX_ANSWER: u64 = 64 * 1024;
 
@@ -72,6 +75,9 @@ pub enum AskError {
     /// The deadline came and nobody listens.
     #[error("the agent cannot be reached: {0}")]
     Unreachable(io::Error),
+    /// The asker's own reason has gone.
+    #[error("the question was withdrawn")]
+    Withdrawn,
     /// The agent said something else.
     #[error("the agent's answer is not understood: {0}")]
     Garbled(String),
@@ -82,11 +88,24 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub fn ask(run_dir: &Path, request: &Request, patience: Duration) -> Result<Response, AskError> {
+    ask_while(run_dir, request, patience, || true)
+}
+
+/// As [`ask`], for as long as `wanted` says so; that is looked at every 50 ms.
+///
+/// # Errors
+/// See [`AskError`].
+pub fn ask_while(
+    run_dir: &Path,
+    request: &Request,
+    patience: Duration,
+    wanted: impl Fn() -> bool,
+) -> Result<Response, AskError> {
     let deadline = Instant::now() + patience;
     let mut line = serde_json::to_vec(request).expect("a struct of strings is JSON");
     line.push(b'\n');
     loop {
-        let error = match converse(run_dir, &line, deadline) {
+        let error = match converse(run_dir, &line, deadline, &wanted) {
             Ok(answer) if answer.is_empty() => io::ErrorKind::UnexpectedEof.into(),
             Ok(answer) => {
                 return serde_json::from_slice(&answer).map_err(|e| AskError::Garbled(e.to_string()));
@@ -96,6 +115,9 @@ pub fn ask(run_dir: &Path, request: &Request, patience: Duration) -> Result<Resp
             }
             Err(e) => e,
         };
+        if !wanted() {
+            return Err(AskError::Withdrawn);
+        }
         // No socket, no listener, or hung up without a word: an agent that is being replaced looks like this.
         if deadline.saturating_duration_since(Instant::now()) <= RETRY_PACE {
             return Err(AskError::Unreachable(error));
@@ -104,18 +126,29 @@ pub fn ask(run_dir: &Path, request: &Request, patience: Duration) -> Result<Resp
     }
 }
 
-fn converse(run_dir: &Path, line: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+fn converse(
+    run_dir: &Path,
+    line: &[u8],
+    deadline: Instant,
+    wanted: &impl Fn() -> bool,
+) -> io::Result<Vec<u8>> {
     let mut stream = connect(run_dir)?;
     stream.set_write_timeout(Some(remaining(deadline)?))?;
     stream.write_all(line)?;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     while !answer.ends_with(b"\n") && (answer.len() as u64) < MAX_ANSWER {
-        stream.set_read_timeout(Some(remaining(deadline)?))?;
+        stream.set_read_timeout(Some(remaining(deadline)?.min(DOUBT_PACE)))?;
         match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => answer.extend_from_slice(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The deadline itself is looked at above.
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                if !wanted() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+            }
             Err(e) => return Err(e),
         }
     }

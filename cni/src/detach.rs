@@ -19,12 +19,12 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork};
 pub(crate) struct Child(Pid);
 
 impl Child {
-    /// Has it ended without success? `false` while it works.
-    pub(crate) fn failed(&self) -> bool {
+    /// Has it ended, and with success? `None` while it works.
+    pub(crate) fn ended(&self) -> Option<bool> {
         match waitpid(self.0, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, status)) => status != 0,
-            Ok(WaitStatus::Signaled(..)) => true,
-            _ => false,
+            Ok(WaitStatus::Exited(_, status)) => Some(status == 0),
+            Ok(WaitStatus::Signaled(..)) | Err(_) => Some(false),
+            Ok(_) => None,
         }
     }
 }
@@ -43,18 +43,24 @@ pub(crate) fn run(work: impl FnOnce() -> bool) -> io::Result<Child> {
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(Child(child)),
         ForkResult::Child => {
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| silence().is_ok() && work()));
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| alone().is_ok() && work()));
             // SAFETY: _exit(2) is always allowed; unlike exit(3) it flushes no buffer that the parent will flush, too.
             unsafe { libc::_exit(i32::from(!done.unwrap_or(false))) }
         }
     }
 }
 
-/// The runtime waits for the end of stdout, not only of the plugin.
-fn silence() -> io::Result<()> {
+/// Lets go of what the parent has open: the runtime waits for the end of stdout, not only of the plugin, and locks of the
+/// store would outlive the plugin by the kernel's 20 ms.
+fn alone() -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
-    Ok(())
+    drop(null);
+    // SAFETY: nothing in this process uses these descriptors any more: `work` opens its own, and _exit(2) drops no owner.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -98,8 +98,16 @@ pub struct Route {
     pub scope: u8,
 }
 
-/// A file below `/proc/sys/net` and what it is to hold.
-pub type Sysctl = (String, &'static str);
+/// A setting that only a file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Below `/proc/sys/net`.
+    pub file: String,
+    /// What it is to hold.
+    pub value: &'static str,
+    /// Not needed where the kernel has no such file.
+    pub optional: bool,
+}
 
 impl Wiring {
     fn has_v6(&self) -> bool {
@@ -152,21 +160,28 @@ impl Wiring {
         ops
     }
 
-    /// Settings of the host end that only files have.
+    /// Settings of the host end that only files have, to be made before it is up. A pod sends no router advertisement
+    /// that the node would follow, whichever families it has.
     pub fn host_sysctls(&self) -> Vec<Sysctl> {
-        let conf = |key: &str| format!("ipv6/conf/{}/{key}", self.interface);
-        match self.has_v6() {
-            true => vec![(conf("disable_ipv6"), "0"), (conf("accept_ra"), "0"), (conf("forwarding"), "1")],
-            false => Vec::new(),
+        let optional = !self.has_v6();
+        let conf = |key: &str, value| Sysctl {
+            file: format!("ipv6/conf/{}/{key}", self.interface),
+            value,
+            optional,
+        };
+        let mut out = vec![conf("accept_ra", "0")];
+        if self.has_v6() {
+            out.insert(0, conf("disable_ipv6", "0"));
+            out.push(conf("forwarding", "1"));
         }
+        out
     }
 
     /// Settings of the pod end: some runtimes begin with IPv6 off.
     pub fn pod_sysctls(&self) -> Vec<Sysctl> {
-        match self.has_v6() {
-            true => vec![(format!("ipv6/conf/{}/disable_ipv6", self.ifname), "0")],
-            false => Vec::new(),
-        }
+        let file = format!("ipv6/conf/{}/disable_ipv6", self.ifname);
+        let on = Sysctl { file, value: "0", optional: false };
+        if self.has_v6() { vec![on] } else { Vec::new() }
     }
 }
 
@@ -223,8 +238,9 @@ mod tests {
     fn script(ips: &[&str]) -> String {
         let wiring = wiring(ips);
         let line = |end: &str, ops: Vec<Op>| ops.iter().map(|op| format!("{end} {op}\n")).collect::<String>();
-        let file =
-            |sysctls: Vec<Sysctl>| sysctls.iter().map(|(f, v)| format!("{f}={v}\n")).collect::<String>();
+        let file = |sysctls: Vec<Sysctl>| {
+            sysctls.iter().map(|s| format!("{}={}\n", s.file, s.value)).collect::<String>()
+        };
         line("host", wiring.host())
             + &file(wiring.host_sysctls())
             + &line("pod", wiring.pod())
@@ -237,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_only_wiring_touches_no_ipv6_setting() {
+    fn ipv4_only_wiring_follows_no_router_advertisement_and_touches_no_other_ipv6_setting() {
         insta::assert_snapshot!(script(&["10.0.0.5"]));
     }
 

@@ -3,11 +3,13 @@
 //! Link first, addresses last: an address is free only when nothing answers to it any more. All of it can be repeated,
 //! needs no namespace, no agent and no earlier result, and goes by container id and interface name alone.
 
+use std::time::{Duration, Instant};
+
 use crate::conf::NetConf;
 use crate::link;
 use crate::names::{self, Key};
 use crate::node::NodeConfig;
-use crate::spec::Error;
+use crate::spec::{Error, code};
 use crate::store::Store;
 
 /// Detaches a pod; what is not there is no error. `now` in epoch seconds.
@@ -24,9 +26,36 @@ pub(crate) fn del(key: &Key, conf: &NetConf, now: u64) -> Result<(), Error> {
         names::host_interface(prefix, &key.container_id, &key.ifname)
     });
     match store {
-        Some(store) => everything(&store, key, Some(&interface), now),
+        Some(store) => {
+            interrupt_add(&store, key, &interface, conf)?;
+            everything(&store, key, Some(&interface), now)
+        }
         None => Ok(link::delete_detached(&interface).map(drop)?),
     }
+}
+
+/// Ends an ADD of the same attachment that still runs: while it does, it may make a link whose addresses would be free by
+/// then. Without its link and its attachment it fails at the next step, at the latest when the agent has answered.
+///
+/// # Errors
+/// It has not ended in the time that an ADD may take, and nothing is released.
+fn interrupt_add(store: &Store, key: &Key, interface: &str, conf: &NetConf) -> Result<(), Error> {
+    let Some(running) = store.interrupt(key)? else { return Ok(()) };
+    let patience = conf.policy_timeout + Duration::from_secs(5);
+    let deadline = Instant::now() + patience;
+    while !running.ended() {
+        link::delete_detached(interface)?;
+        store.retract(key)?;
+        if Instant::now() > deadline {
+            return Err(Error::new(
+                code::TRY_AGAIN_LATER,
+                format!("an ADD of {key} is still running"),
+                format!("it was told to end {} s ago", patience.as_secs()),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Removes what the runtime does not know any more, of this network only; without a list, nothing. `now` in epoch

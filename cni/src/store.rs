@@ -233,36 +233,54 @@ impl Store {
     /// [`StoreError::Attached`], [`StoreError::Busy`] or [`StoreError::Io`].
     pub fn begin(&self, key: &Key) -> Result<Pending, StoreError> {
         let path = self.pending_path(key);
-        let mut crashed = false;
-        // Twice at most: the second round is the one after a leftover was removed.
-        for _ in 0..2 {
-            match create_new().open(&path) {
-                Ok(file) => {
-                    lock_now(&file, key, &path)?;
-                    if !crashed && self.attachment_path(key).exists() {
-                        drop(fs::remove_file(&path));
-                        return Err(StoreError::Attached(key.clone()));
-                    }
-                    let crashed = crashed || fs::symlink_metadata(self.owner_path(key)).is_ok();
-                    return Ok(Pending { store: self.clone(), key: key.clone(), file, crashed });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    if let Ok(leftover) = File::open(&path) {
-                        lock_now(&leftover, key, &path)?;
-                        remove(&path)?;
-                    }
-                    crashed = true;
-                }
-                Err(source) => return Err(StoreError::Io { path, source }),
-            }
+        let (file, leftover) = match create_new().open(&path) {
+            Ok(file) => (file, false),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (self.take_over(key)?, true),
+            Err(source) => return Err(StoreError::Io { path, source }),
+        };
+        lock_now(&file, key, &path)?;
+        if !leftover && self.attachment_path(key).exists() {
+            drop(fs::remove_file(&path));
+            return Err(StoreError::Attached(key.clone()));
         }
-        Err(StoreError::Busy(key.clone()))
+        let crashed = leftover || fs::symlink_metadata(self.owner_path(key)).is_ok();
+        Ok(Pending { store: self.clone(), key: key.clone(), file, crashed })
+    }
+
+    /// Puts a mark of our own in the place of one that nobody holds. Under the store's lock: between looking at the old
+    /// mark and removing it nobody else may have put a third one there.
+    fn take_over(&self, key: &Key) -> Result<File, StoreError> {
+        let path = self.pending_path(key);
+        let _lock = self.lock()?;
+        if let Ok(leftover) = File::open(&path) {
+            lock_now(&leftover, key, &path)?;
+            remove(&path)?;
+        }
+        match create_new().open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::Busy(key.clone())),
+            other => at(&path, other),
+        }
     }
 
     /// Is an ADD of this attachment running?
     pub fn is_busy(&self, key: &Key) -> bool {
         File::open(self.pending_path(key))
             .is_ok_and(|f| matches!(f.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Tells an ADD of this attachment that is running to give up, and what to wait for. `None`: none is.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn interrupt(&self, key: &Key) -> Result<Option<Interrupted>, StoreError> {
+        let path = self.pending_path(key);
+        let _lock = self.lock()?;
+        let Ok(file) = File::open(&path) else { return Ok(None) };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => remove(&path).map(|()| Some(Interrupted(file))),
+            Ok(()) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(StoreError::Io { path, source }),
+        }
     }
 
     /// Takes the addresses, all or none; `now` in epoch seconds. IPv4 comes first in the answer.
@@ -356,7 +374,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn abandon(&self, key: &Key) -> Result<(), StoreError> {
-        remove(&self.pending_path(key))
+        let path = self.pending_path(key);
+        if !path.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        remove(&path)
     }
 
     fn choose(&self, pool: &Pool, quarters: &[PathBuf], now: u64) -> Result<IpAddr, StoreError> {
@@ -532,6 +555,11 @@ impl Pending {
         at(&path, fs::hard_link(&pending, &path))
     }
 
+    /// `false`: a DEL has told this ADD to give up.
+    pub fn is_wanted(&self) -> bool {
+        self.store.pending_path(&self.key).exists()
+    }
+
     /// Makes the attachment a finished one. `false`: a DEL came first and took everything away.
     ///
     /// # Errors
@@ -543,6 +571,17 @@ impl Pending {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(StoreError::Io { path, source }),
         }
+    }
+}
+
+/// An ADD that was told to give up.
+#[derive(Debug)]
+pub struct Interrupted(File);
+
+impl Interrupted {
+    /// Has it ended? It takes all that it made away before.
+    pub fn ended(&self) -> bool {
+        self.0.try_lock().is_ok()
     }
 }
 

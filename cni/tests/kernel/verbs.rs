@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use manx_cni::agent::Request;
 use manx_cni::sweep::Sweeper;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::node::{self, Manner, NODE_V4, NODE_V6, Namespace, Node, Outcome, Pod, address, eventually, tcp};
@@ -269,9 +271,38 @@ fn a_del_during_add_wins() {
     eventually("the question to the agent", || !node.requests().is_empty());
     let (code, _) = node.call("ADD", Some(&pod), &node.conf(&json!({}))).error();
     assert_eq!(code, 11, "one ADD of an attachment at a time");
+    node.agent(Manner::Slow(Duration::from_secs(60)));
+    let begin = Instant::now();
     node.del(&pod);
+    // Not after the ten seconds that the ADD would have waited for the agent.
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    node.assert_nothing_left();
     let (code, text) = Outcome::of(child).error();
     assert!(code == 11 && text.contains("deleted"), "{code} {text}");
+    node.assert_nothing_left();
+}
+
+#[test]
+fn addresses_are_free_only_when_the_add_that_a_del_ends_is_over() {
+    let node = Node::with(&["10.211.0.0/31"]);
+    let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
+    node.agent(Manner::Slow(Duration::from_secs(60)));
+    let add = node.spawn("ADD", &pods[0], &node.conf(&json!({})));
+    eventually("the question to the agent", || !node.requests().is_empty());
+    let id = Pid::from_raw(i32::try_from(add.id()).unwrap());
+    kill(id, Signal::SIGSTOP).unwrap();
+    let del = node.spawn("DEL", &pods[0], &node.conf(&json!({})));
+    eventually("the link to go", || node.ns.links().is_empty());
+    node.agent(Manner::Agree);
+    node.add(&pods[1]);
+    let (code, text) = node.call("ADD", Some(&pods[2]), &node.conf(&json!({}))).error();
+    assert!(code == 11 && text.contains("all 2 IPv4 addresses"), "{code} {text}");
+    kill(id, Signal::SIGCONT).unwrap();
+    Outcome::of(del).silent();
+    assert_eq!(Outcome::of(add).error().0, 11);
+    node.add(&pods[2]);
+    node.del(&pods[1]);
+    node.del(&pods[2]);
     node.assert_nothing_left();
 }
 
@@ -351,6 +382,10 @@ fn a_node_of_one_family_gives_addresses_of_that_family() {
             let inet6 = pod.ns.ip_json(&["-6", "addr", "show", "dev", "eth0"]);
             assert!(inet6.is_empty(), "{inet6:?}");
         }
+        // Nor does the node follow what such a pod advertises.
+        let interface = result["interfaces"][0]["name"].as_str().unwrap();
+        let key = format!("net.ipv6.conf.{interface}.accept_ra");
+        assert_eq!(node.ns.run("sysctl", &["-n", &key]).trim(), "0");
         node.del(&pod);
         node.assert_nothing_left();
     }
