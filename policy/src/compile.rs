@@ -41,7 +41,7 @@ use crate::grants::{Grant, PeerCondition, PortCondition, SetKey, grants};
 use crate::ir::{Chain, ConnState, Hook, InterfaceMatch, Match, Program, Rule, Side, Table, Verdict};
 use crate::model::{Action, Direction, Family, Policy, PolicyId, Protocol, Tier};
 use crate::names::{policy_chain, set_name};
-use crate::verdict::TUNNEL_PORTS;
+use crate::verdict::{TUNNEL_PORTS, TUNNEL_PROTOCOLS};
 
 /// How many entries a dispatch chain may have before it becomes a branch.
 pub const FAN_OUT: usize = 16;
@@ -498,7 +498,7 @@ fn forbidden(v6: bool) -> Vec<Rule> {
     ports.sort_unstable();
     let ports = ports.iter().map(|port| (*port, *port)).collect();
     rules.push(rule([Match::Ports(Protocol::Udp, ports)], Verdict::Drop, "tunnel from a pod"));
-    for protocol in [4, 41, 47] {
+    for protocol in TUNNEL_PROTOCOLS {
         rules.push(rule([Match::Protocol(protocol)], Verdict::Drop, "tunnel from a pod"));
     }
     rules

@@ -4,6 +4,7 @@
 //! [`Engine::plan`] returns and reports back with [`Engine::applied`]; [`Engine::wants`] says what of the kernel must be read
 //! before more can be planned.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use crate::desired::{Desired, Key};
 use crate::grants::sets_of;
 use crate::ir::Program;
 use crate::kernel::Kernel;
+use crate::live::{Judge, LiveFlow, Suspects};
 use crate::model::{Direction, EndpointId, Family, PodId, Policy, PolicyId, Problem, Update};
 use crate::names::policy_chain;
 use crate::plan::{Observed, Outcome, Plan, PlanId, Step, StepResult, Wants};
@@ -109,6 +111,7 @@ pub struct Engine {
     quarantines: [Quarantine; 2],
     /// What failed last, until something of its family succeeds.
     failures: BTreeMap<Family, String>,
+    suspects: Suspects,
 }
 
 impl Engine {
@@ -138,6 +141,7 @@ impl Engine {
             waiting: BTreeSet::new(),
             quarantines: Default::default(),
             failures: BTreeMap::new(),
+            suspects: Suspects::everything(),
         })
     }
 
@@ -145,7 +149,9 @@ impl Engine {
     pub fn apply(&mut self, update: Update) {
         self.calc.apply(update);
         let changes = self.calc.take_changes();
+        self.suspects.add(self.calc.members_mut().take_moved());
         for id in changes.endpoints.keys() {
+            self.suspects.add(self.calc.endpoints().get(id).into_iter().flat_map(|r| r.addresses.clone()));
             self.since.remove(id);
             match self.calc.endpoints().contains_key(id) {
                 true => _ = self.waiting.insert(id.clone()),
@@ -158,7 +164,10 @@ impl Engine {
                 .endpoints()
                 .iter()
                 .filter(|(_, resolved)| changes.policies.iter().any(|policy| governs(resolved, policy)));
-            for id in governed.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            for (id, addresses) in
+                governed.map(|(id, r)| (id.clone(), r.addresses.clone())).collect::<Vec<_>>()
+            {
+                self.suspects.add(addresses);
                 self.since.remove(&id);
                 self.waiting.insert(id);
             }
@@ -276,6 +285,23 @@ impl Engine {
             }
         }
         self.settle(outcome.at);
+    }
+
+    /// Whose flows may no longer be allowed, since the last call: ask after a plan has been applied, and judge those flows
+    /// with [`Engine::judge`]. The first call after a start names everything: nobody knows what held before.
+    pub fn take_suspects(&mut self) -> Suspects {
+        std::mem::take(&mut self.suspects)
+    }
+
+    /// Judges live flows by what is in force. `own`: this node's addresses, to which a pod may always speak under
+    /// NetworkPolicy.
+    pub fn judge(&self, own: impl IntoIterator<Item = IpAddr>) -> Judge<'_> {
+        Judge::new(&self.calc, own)
+    }
+
+    /// Is this flow still allowed? For many flows keep one [`Engine::judge`].
+    pub fn still_allowed(&self, flow: &LiveFlow, own: impl IntoIterator<Item = IpAddr>) -> bool {
+        self.judge(own).allows(flow)
     }
 
     /// Is the current policy of this endpoint in the kernel? `None`: no such endpoint.

@@ -13,11 +13,13 @@
 pub mod calc;
 pub mod compile;
 pub mod desired;
+pub mod drops;
 pub mod engine;
 pub mod grants;
 pub mod ir;
 pub mod k8s;
 pub mod kernel;
+pub mod live;
 pub mod members;
 pub mod model;
 pub mod names;

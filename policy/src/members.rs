@@ -9,6 +9,7 @@
 //! what entered or left a set since the last look is kept in the set's `flips`.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -49,6 +50,16 @@ impl DesiredSet {
     /// Is it a member?
     pub fn contains(&self, member: &Member) -> bool {
         self.members.contains_key(member)
+    }
+
+    /// Would the kernel say that it matches? In a set of blocks an address does that lies in one of them.
+    pub fn holds(&self, member: Member) -> bool {
+        match (self.kind, member) {
+            (SetKind::Net, Member::Ip(ip)) => {
+                self.members.keys().any(|m| matches!(m, Member::Net(net) if net.contains(ip)))
+            }
+            _ => self.contains(&member),
+        }
     }
 
     /// How many members, both families.
@@ -161,6 +172,8 @@ pub struct Members {
     set_ids: FxHashMap<SetKey, SetId>,
     touched: BTreeSet<SetId>,
     idle: BTreeSet<SetId>,
+    /// Addresses that entered or left a set since last taken.
+    moved: FxHashSet<IpAddr>,
 }
 
 impl Members {
@@ -274,6 +287,16 @@ impl Members {
         flips
     }
 
+    /// Whose addresses entered or left any set since this was last asked.
+    pub fn take_moved(&mut self) -> FxHashSet<IpAddr> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// The set that an equal key names, if anyone wants it.
+    pub fn set_of(&self, key: &SetKey) -> Option<&DesiredSet> {
+        self.sets.get(self.set_ids.get(key)?)
+    }
+
     /// A workload appeared, changed or (`None`) went.
     pub fn set_workload(&mut self, id: &PodId, workload: Option<Workload>, state: &State) {
         let known = self.workload_ids.get(id).copied();
@@ -334,6 +357,7 @@ impl Members {
             contributions(&key, &old.addresses, &old.ports, |member| flipped |= set.leave(member));
             if flipped {
                 self.touched.insert(*id);
+                self.moved.extend(old.addresses.iter().chain(&new.addresses));
             }
         }
     }
@@ -427,6 +451,7 @@ impl Members {
             contributions(&key, &entry.addresses, &entry.ports, |member| flipped |= set.enter(member));
             if flipped {
                 self.touched.insert(*id);
+                self.moved.extend(&entry.addresses);
             }
         }
     }
@@ -444,6 +469,7 @@ impl Members {
             contributions(&key, &entry.addresses, &entry.ports, |member| flipped |= set.leave(member));
             if flipped {
                 self.touched.insert(*id);
+                self.moved.extend(&entry.addresses);
             }
         }
     }
@@ -638,12 +664,7 @@ fn anchors(selector: &PodSelector, scope: Option<ScopeId>) -> Vec<Anchor> {
 }
 
 /// What a workload brings into a set.
-fn contributions(
-    key: &SetKey,
-    addresses: &[std::net::IpAddr],
-    ports: &[NamedPort],
-    mut give: impl FnMut(Member),
-) {
+fn contributions(key: &SetKey, addresses: &[IpAddr], ports: &[NamedPort], mut give: impl FnMut(Member)) {
     match key {
         SetKey::Pods(_) => addresses.iter().for_each(|ip| give(Member::Ip(*ip))),
         SetKey::Ports(_, protocol, name) | SetKey::LocalPorts(protocol, name) => {

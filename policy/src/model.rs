@@ -98,6 +98,61 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// What the first packet of a flow carries, as far as policies look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Payload {
+    /// A protocol with ports.
+    Ports {
+        /// Which.
+        protocol: Protocol,
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        port: u16,
+        /// For TCP: SYN without ACK, FIN and RST.
+        syn: bool,
+    },
+    /// ICMP in IPv4, ICMPv6 in IPv6.
+    Icmp {
+        /// Which of the two.
+        family: Family,
+        /// ICMP type.
+        kind: u8,
+        /// ICMP code.
+        code: u8,
+    },
+    /// Any other protocol by number.
+    Other(u8),
+}
+
+/// The source port of flows of which nobody has said one: an ephemeral port.
+pub const SOME_PORT: u16 = 49_152;
+
+impl Payload {
+    /// The packet that opens a flow to a port, from [`SOME_PORT`].
+    pub fn opening(protocol: Protocol, port: u16) -> Self {
+        Payload::Ports { protocol, source: SOME_PORT, port, syn: protocol == Protocol::Tcp }
+    }
+
+    /// The IP protocol number.
+    pub fn protocol(self) -> u8 {
+        match self {
+            Payload::Ports { protocol, .. } => protocol.number(),
+            Payload::Icmp { family: Family::Ipv4, .. } => 1,
+            Payload::Icmp { family: Family::Ipv6, .. } => 58,
+            Payload::Other(protocol) => protocol,
+        }
+    }
+
+    /// Protocol and destination port, where there are ports.
+    pub fn destination_port(self) -> Option<(Protocol, u16)> {
+        match self {
+            Payload::Ports { protocol, port, .. } => Some((protocol, port)),
+            Payload::Icmp { .. } | Payload::Other(_) => None,
+        }
+    }
+}
+
 /// Labels of a pod or a namespace: sorted by key, keys unique. Pods of one deployment share one allocation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Labels(Arc<[(Str, Str)]>);

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::ir::{Chain, ConnState, Match, Program, Rule, Side, Table, Verdict};
-use crate::model::{Family, Protocol};
+use crate::model::{Family, Payload, Protocol};
 
 /// A packet on its way through the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,34 +27,6 @@ pub struct Packet {
     pub hop_limit: u8,
     /// The packet's mark on entry.
     pub mark: u32,
-}
-
-/// What a packet carries, as far as rules look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Payload {
-    /// A protocol with ports; `syn`: for TCP, it opens a connection.
-    Ports {
-        /// Which.
-        protocol: Protocol,
-        /// Destination port.
-        port: u16,
-        /// SYN without ACK, FIN and RST.
-        syn: bool,
-    },
-    /// ICMPv6 of this type.
-    Icmp6(u8),
-    /// Any other protocol by number.
-    Other(u8),
-}
-
-impl Payload {
-    fn protocol(self) -> u8 {
-        match self {
-            Payload::Ports { protocol, .. } => protocol.number(),
-            Payload::Icmp6(_) => 58,
-            Payload::Other(protocol) => protocol,
-        }
-    }
 }
 
 /// A rule that spoke: everything but conditions that did not hold.
@@ -240,18 +212,20 @@ impl<'a> Run<'a> {
                 Payload::Ports { protocol, port, .. } => {
                     protocol == *wanted && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
                 }
-                Payload::Icmp6(_) | Payload::Other(_) => false,
+                Payload::Icmp { .. } | Payload::Other(_) => false,
             },
             Match::Set { name, side, negated } => self.in_set(name, self.address(*side))? != *negated,
             Match::PortSet(name) => match packet.payload {
                 Payload::Ports { protocol, port, .. } => self.in_port_set(name, protocol, port)?,
-                Payload::Icmp6(_) | Payload::Other(_) => false,
+                Payload::Icmp { .. } | Payload::Other(_) => false,
             },
             Match::State(states) => states.contains(&packet.state),
             Match::TcpNotSyn => {
                 matches!(packet.payload, Payload::Ports { protocol: Protocol::Tcp, syn: false, .. })
             }
-            Match::Icmp6(wanted) => matches!(packet.payload, Payload::Icmp6(found) if found == *wanted),
+            Match::Icmp6(wanted) => {
+                matches!(packet.payload, Payload::Icmp { family: Family::Ipv6, kind, .. } if kind == *wanted)
+            }
             Match::HopLimit(limit) => packet.hop_limit == *limit,
             Match::Mark { value, mask, negated } => (self.mark & mask == *value) != *negated,
         })
@@ -278,11 +252,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The packet that opens a flow of a protocol.
-pub fn opening(protocol: Protocol, port: u16) -> Payload {
-    Payload::Ports { protocol, port, syn: protocol == Protocol::Tcp }
-}
-
 impl Packet {
     /// The first packet of a flow.
     pub fn opening(source: IpAddr, destination: IpAddr, protocol: Protocol, port: u16) -> Self {
@@ -291,7 +260,7 @@ impl Packet {
             output: None,
             source,
             destination,
-            payload: opening(protocol, port),
+            payload: Payload::opening(protocol, port),
             state: ConnState::New,
             hop_limit: 64,
             mark: 0,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::model::{
-    Action, Direction, IpBlock, NamedPort, Peer, PodId, Policy, Port, Protocol, Rule, Str, Tier,
+    Action, Direction, IpBlock, NamedPort, Payload, Peer, PodId, Policy, Port, Protocol, Rule, Str, Tier,
 };
 use crate::state::{State, Workload};
 
@@ -39,10 +39,8 @@ pub struct Flow {
     pub source: End,
     /// To whom.
     pub destination: End,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Destination port.
-    pub port: u16,
+    /// What that packet carries.
+    pub payload: Payload,
 }
 
 /// What decided in one direction.
@@ -97,6 +95,9 @@ pub struct FlowVerdict {
 /// UDP ports of encapsulations: VXLAN (IANA and Linux's own), Geneve.
 pub const TUNNEL_PORTS: [u16; 3] = [4789, 8472, 6081];
 
+/// IP protocols that encapsulate: IPv4, IPv6, GRE.
+pub const TUNNEL_PROTOCOLS: [u8; 3] = [4, 41, 47];
+
 /// Judges a flow.
 pub fn verdict(state: &State, flow: &Flow) -> FlowVerdict {
     Oracle::new(state).verdict(flow)
@@ -133,10 +134,7 @@ impl<'a> Oracle<'a> {
     }
 
     fn decide(&self, id: &PodId, direction: Direction, flow: &Flow, own_node: bool) -> (bool, Reason) {
-        if direction == Direction::Egress
-            && flow.protocol == Protocol::Udp
-            && TUNNEL_PORTS.contains(&flow.port)
-        {
+        if direction == Direction::Egress && tunnels(flow.payload) {
             return (false, Reason::Tunnel);
         }
         let labels = match (self.state.pod(id), self.state.workload(id)) {
@@ -218,13 +216,13 @@ impl<'a> Oracle<'a> {
         flow: &Flow,
     ) -> bool {
         let Some(ports) = &rule.ports else { return true };
+        let Some((found, number)) = flow.payload.destination_port() else { return false };
+        let is = |protocol: &Protocol| *protocol == found;
         ports.iter().any(|port| match port {
-            Port::All(protocol) => flow.protocol == *protocol,
-            Port::Range(protocol, first, last) => {
-                flow.protocol == *protocol && (*first..=*last).contains(&flow.port)
-            }
+            Port::All(protocol) => is(protocol),
+            Port::Range(protocol, first, last) => is(protocol) && (*first..=*last).contains(&number),
             Port::Named(protocol, name) => {
-                flow.protocol == *protocol && self.names_port(name, peer, direction, pod, flow)
+                is(protocol) && self.names_port(name, (*protocol, number), peer, direction, pod, flow)
             }
         })
     }
@@ -233,13 +231,14 @@ impl<'a> Oracle<'a> {
     fn names_port(
         &self,
         name: &Str,
+        (protocol, number): (Protocol, u16),
         peer: Option<&Peer>,
         direction: Direction,
         pod: &PodId,
         flow: &Flow,
     ) -> bool {
         let has = |ports: &[NamedPort]| {
-            ports.iter().any(|p| p.protocol == flow.protocol && p.name == *name && p.number == flow.port)
+            ports.iter().any(|p| p.protocol == protocol && p.name == *name && p.number == number)
         };
         match direction {
             Direction::Ingress => self.state.pod(pod).is_some_and(|pod| has(&pod.ports)),
@@ -247,6 +246,15 @@ impl<'a> Oracle<'a> {
                 self.workloads.iter().any(|w| self.stands_for(w, peer, flow.destination.ip) && has(&w.ports))
             }
         }
+    }
+}
+
+/// Does it carry other packets? Those would reach the far end with any source address, past everyone's ingress policy.
+pub(crate) fn tunnels(payload: Payload) -> bool {
+    match payload {
+        Payload::Ports { protocol: Protocol::Udp, port, .. } => TUNNEL_PORTS.contains(&port),
+        Payload::Ports { .. } | Payload::Icmp { .. } => false,
+        Payload::Other(protocol) => TUNNEL_PROTOCOLS.contains(&protocol),
     }
 }
 

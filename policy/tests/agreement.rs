@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cluster::update;
 use flows::{cluster, layout, seen_here, wire_flow};
 use manx_policy::calc::{Calc, from_scratch};
+use manx_policy::live::{Judge, LiveFlow};
 use manx_policy::model::{Family, Update};
 use manx_policy::sim;
 use manx_policy::verdict::Oracle;
@@ -37,11 +38,14 @@ fn sim_of_compile_of_calc_is_the_verdict() {
         let snapshot = calc.snapshot();
         let programs = Family::ALL.map(|family| layout().program(&snapshot, family));
         let oracle = Oracle::new(calc.state());
+        let mut judge = Judge::new(&calc, flows::NODE_ADDRESSES.map(|text| text.parse().unwrap()));
         for wire in flows {
             let Some((packet, flow, unknown)) = seen_here(calc.state(), wire) else { continue };
             let trace = sim::run(&programs[packet.family() as usize], &packet).expect("a complete program");
             let expected = oracle.verdict(&flow);
             let allowed = expected.allowed && !unknown;
+            let live = LiveFlow { source: wire.0, destination: wire.1, payload: flow.payload };
+            prop_assert_eq!(judge.allows(&live), allowed, "{:?}\noracle: {:?}", flow, expected);
             prop_assert_eq!(trace.passed, allowed, "{:?}\noracle: {:?}\nsim: {:#?}", flow, expected, trace.steps);
             prop_assert_eq!(trace.passed && trace.mark & 0x0f00_0000 != 0, false, "mark bits are left: {:#?}", trace);
             PAIRS.fetch_add(1, Ordering::Relaxed);

@@ -9,8 +9,10 @@ use k8s_openapi::api::networking::v1 as networking;
 use manx_policy::calc::Calc;
 use manx_policy::compile::{Layout, Marks};
 use manx_policy::ir::Member;
-use manx_policy::model::{Endpoint, EndpointId, Family, Labels, PodId, PodRef, PolicyId, Protocol, Update};
-use manx_policy::sim::{self, Packet, Payload};
+use manx_policy::model::{
+    Endpoint, EndpointId, Family, Labels, Payload, PodId, PodRef, PolicyId, Protocol, Update,
+};
+use manx_policy::sim::{self, Packet};
 use manx_policy::state::claimed_pod;
 use manx_policy::verdict::{End, Flow, Place, verdict};
 use manx_policy::{grants, k8s};
@@ -115,8 +117,7 @@ impl World {
         let flow = Flow {
             source: End { ip: source, place: self.place(source) },
             destination: End { ip: destination, place: self.place(destination) },
-            protocol,
-            port,
+            payload: Payload::opening(protocol, port),
         };
         let oracle = verdict(self.calc.state(), &flow);
         let passed = self.sim(&self.packet(source, destination, protocol, port));
@@ -681,9 +682,9 @@ fn a_removal_with_another_uid_leaves_the_successor() {
 }
 
 #[rstest]
-#[case::vxlan(Payload::Ports { protocol: Protocol::Udp, port: 4789, syn: false })]
-#[case::linux_vxlan(Payload::Ports { protocol: Protocol::Udp, port: 8472, syn: false })]
-#[case::geneve(Payload::Ports { protocol: Protocol::Udp, port: 6081, syn: false })]
+#[case::vxlan(Payload::opening(Protocol::Udp, 4789))]
+#[case::linux_vxlan(Payload::opening(Protocol::Udp, 8472))]
+#[case::geneve(Payload::opening(Protocol::Udp, 6081))]
 #[case::ipip(Payload::Other(4))]
 #[case::ipv6_in_ip(Payload::Other(41))]
 #[case::gre(Payload::Other(47))]
@@ -715,7 +716,7 @@ fn icmpv6_from_pods_neighbour_discovery_bypasses_policy_and_advertisements_are_d
     let packet = Packet {
         input: Some("manxweb".into()),
         output: None,
-        payload: Payload::Icmp6(icmp6),
+        payload: Payload::Icmp { family: Family::Ipv6, kind: icmp6, code: 0 },
         state: manx_policy::ir::ConnState::Untracked,
         hop_limit,
         ..Packet::opening("fe80::1".parse().unwrap(), "ff02::1".parse().unwrap(), Protocol::Tcp, 0)

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use manx_policy::compile::{Layout, Marks};
 use manx_policy::ir::ConnState;
-use manx_policy::model::{Endpoint, Protocol, Update};
+use manx_policy::model::{Endpoint, Payload, Protocol, Update};
 use manx_policy::sim::Packet;
 use manx_policy::state::{Owner, State, claimed_pod};
 use manx_policy::verdict::{End, Flow, Place};
@@ -16,7 +16,7 @@ use proptest::sample::select;
 use crate::cluster::{PODS, PORTS, endpoint, namespace, pod, pod_addresses, policy, protocol};
 
 const NODE: &str = "node-1";
-const NODE_ADDRESSES: [&str; 2] = ["172.16.0.1", "fd10::1"];
+pub(crate) const NODE_ADDRESSES: [&str; 2] = ["172.16.0.1", "fd10::1"];
 
 pub(crate) fn layout() -> Layout {
     Layout { prefix: "manx".into(), marks: Marks::new(0x0f00_0000).expect("four bits"), guard: true }
@@ -90,8 +90,7 @@ pub(crate) fn seen_here(
     let flow = Flow {
         source: End { ip: source, place: place(source) },
         destination: End { ip: destination, place: place(destination) },
-        protocol,
-        port,
+        payload: Payload::opening(protocol, port),
     };
     Some((packet, flow, unknown))
 }

@@ -6,8 +6,8 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use manx_policy::Engine;
 use manx_policy::k8s::network_policy;
 use manx_policy::model::{
-    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Pod, PodId, PodRef, PolicyId, Protocol,
-    Update,
+    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Payload, Pod, PodId, PodRef, PolicyId,
+    Protocol, Update,
 };
 use manx_policy::state::claimed_pod;
 use manx_policy::verdict::{End, Flow, Place};
@@ -93,8 +93,7 @@ impl Rack {
                         let flow = Flow {
                             source: self.end(*source),
                             destination: self.end(*destination),
-                            protocol,
-                            port,
+                            payload: Payload::opening(protocol, port),
                         };
                         probes.push((flow, from.reaches(*destination, protocol, port)));
                     }
