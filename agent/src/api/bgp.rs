@@ -78,10 +78,10 @@ pub fn peer(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> view::P
         next_connect: peer.timers.retry_in.map(|s| cx.now + s.round() as u64),
         capabilities: peer.capabilities.iter().map(capability).collect(),
         messages: view::MessageCounts {
-            sent: Some(peer.messages.sent),
-            received: Some(peer.messages.received),
-            updates_sent: Some(peer.messages.updates_sent),
-            updates_received: Some(peer.messages.updates_received),
+            sent: Some(peer.messages.sent.total()),
+            received: Some(peer.messages.received.total()),
+            updates_sent: Some(peer.messages.sent.update),
+            updates_received: Some(peer.messages.received.update),
         },
         unsupported: info.unsupported.clone(),
         ..Default::default()
@@ -259,6 +259,8 @@ mod tests {
             age: Duration::from_secs(10),
             flaps: 2,
             reason: Some("connection refused".to_owned()),
+            cause: None,
+            last_notification: None,
             local_address: None,
             capabilities: Vec::new(),
             timers: core::TimersView { retry_in: Some(4.6), ..Default::default() },

@@ -26,6 +26,7 @@ use crate::net::interfaces::endpoints;
 use crate::net::listener::Listener;
 use crate::net::outbox::Outbox;
 use crate::net::{Command, Event, InterfaceLookup, NetConfig, Shutdown, now};
+use crate::session::TransportError;
 use crate::speaker::{ConnId, ConnectRequest, Effect, Endpoints, SocketOptions, Speaker, SpeakerConfig};
 
 /// Octets read from a connection in one turn.
@@ -237,7 +238,7 @@ impl Driver {
                 self.speaker.connected(now(), id, endpoints);
                 self.wait_to_read(id);
             }
-            Err(e) => self.speaker.connect_failed(now(), id, e.to_string()),
+            Err(e) => self.speaker.connect_failed(now(), id, e),
         }
     }
 
@@ -245,13 +246,13 @@ impl Driver {
         let Some(conn) = self.conns.get(&id) else { return };
         let Some(stream) = &conn.stream else { return };
         match (stream.try_read(&mut self.read_buffer), conn.phase) {
-            (Ok(0), Phase::Open) => self.broken(id, "peer closed the connection".into()),
+            (Ok(0), Phase::Open) => self.broken(id, "peer closed the connection"),
             (Ok(n), Phase::Open) => {
                 self.speaker.received(now(), id, &self.read_buffer[..n]);
                 self.wait_to_read(id);
             }
             (Err(e), _) if e.kind() == io::ErrorKind::WouldBlock => self.wait_to_read(id),
-            (Err(e), Phase::Open) => self.broken(id, e.to_string()),
+            (Err(e), Phase::Open) => self.broken(id, e),
             // What comes after our last word is not read, only taken out of the way.
             (Ok(1..), Phase::Flushing | Phase::Draining) => self.wait_to_read(id),
             (Ok(0), Phase::Flushing) => {}
@@ -270,7 +271,7 @@ impl Driver {
             match written {
                 Ok(Written::All) => {}
                 Ok(Written::Blocked) => return self.wait_to_write(id),
-                Err(e) => return self.broken(id, e.to_string()),
+                Err(e) => return self.broken(id, e),
             }
             let more = self.speaker.poll_transmit(id, &mut self.write_buffer);
             if !more && self.write_buffer.is_empty() {
@@ -283,16 +284,16 @@ impl Driver {
         }
         // More tomorrow: the socket is asked again after the others had their turn.
         if let Err(e) = written {
-            return self.broken(id, e.to_string());
+            return self.broken(id, e);
         }
         self.wait_to_write(id);
     }
 
     /// The connection is lost.
-    fn broken(&mut self, id: ConnId, reason: String) {
+    fn broken(&mut self, id: ConnId, error: impl Into<TransportError>) {
         let Some(conn) = self.conns.remove(&id) else { return };
         if conn.phase == Phase::Open {
-            self.speaker.closed(now(), id, reason);
+            self.speaker.closed(now(), id, error);
         }
     }
 

@@ -122,7 +122,8 @@ mod tests {
     fn the_oldest_facts_go_when_nobody_takes_them() {
         let mut outbox = Outbox::default();
         for i in 0..MAX_FACTS + 5 {
-            outbox.fact(PeerFact { peer: i.to_string(), from: "Idle", to: "Connect", reason: "-".into() });
+            let peer = i.to_string();
+            outbox.fact(PeerFact { peer, from: "Idle", to: "Connect", reason: "-".into(), cause: None });
         }
         let events = drain(&mut outbox);
         assert_eq!(events.len(), MAX_FACTS);

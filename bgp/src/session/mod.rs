@@ -15,12 +15,14 @@ use crate::wire::message::{Message, Notification, Open, RouteRefresh};
 mod collision;
 mod fsm;
 pub mod negotiate;
+mod reason;
 pub mod timers;
 
 use collision::{Contender, Loser};
 use fsm::Fsm;
 pub use fsm::State;
 pub use negotiate::{Negotiated, RestartFlags, Settings};
+pub use reason::{Cause, Direction, Reason, TransportError};
 use timers::{Backoff, Jitter};
 
 /// What a session needs from around it while it handles an event.
@@ -111,10 +113,9 @@ pub struct Session {
     /// AutomaticStart after a failure (IdleHoldTimer). `None` in Idle: waits for `start`.
     idle_until: Option<Instant>,
     backoff: Backoff,
-    reason: Option<String>,
+    reason: Option<Reason>,
     since: Instant,
     shown: State,
-    flaps: u32,
 }
 
 impl Session {
@@ -129,7 +130,6 @@ impl Session {
             reason: None,
             since: now,
             shown: State::Idle,
-            flaps: 0,
         }
     }
 
@@ -148,18 +148,13 @@ impl Session {
         self.since
     }
 
-    /// How often it left Established.
-    pub fn flaps(&self) -> u32 {
-        self.flaps
-    }
-
     /// Why it is not Established, or nothing.
-    pub fn reason(&self) -> Option<&str> {
-        self.reason.as_deref()
+    pub fn reason(&self) -> Option<&Reason> {
+        self.reason.as_ref()
     }
 
     /// Notes why the session is down without being asked by an event: blocked or disabled by configuration.
-    pub fn set_reason(&mut self, reason: Option<String>) {
+    pub fn set_reason(&mut self, reason: Option<Reason>) {
         self.reason = reason;
     }
 
@@ -215,26 +210,27 @@ impl Session {
     }
 
     /// ManualStop, AutomaticStop (events 2 and 8): Cease on what has sent an OPEN; stays in Idle until `start`.
-    pub fn stop(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: &str) {
+    pub fn stop(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
+        let said = self.primary.has_sent_open() || self.second.as_ref().is_some_and(Fsm::has_sent_open);
         self.end_all(cx, Some(cease), Down::Ended);
         self.primary = Fsm::idle();
         self.idle_until = None;
-        self.reason = Some(reason.to_owned());
+        self.reason = Some(if said { reason.and_sent(cease) } else { reason });
         self.show(cx);
     }
 
     /// As `stop`, then starts again at once: an operator or the configuration wants it.
-    pub fn restart(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: &str) {
+    pub fn restart(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
         self.stop(cx, cease, reason);
         self.start(cx, true);
     }
 
     /// The transport is known to be dead before TCP finds out (link down). Closes without a word that nobody would hear.
-    pub fn transport_dead(&mut self, cx: &mut Context<'_>, reason: &str) {
+    pub fn transport_dead(&mut self, cx: &mut Context<'_>, reason: Reason) {
         if let Some(second) = self.second.take() {
             close(cx, &second, None);
         }
-        self.reason = Some(reason.to_owned());
+        self.reason = Some(reason);
         if self.primary.is_connected() {
             close(cx, &self.primary, None);
             self.leave_established(cx, Down::Ended);
@@ -272,30 +268,32 @@ impl Session {
 
     /// TcpConnectionFails (event 18) while dialling: listen until the ConnectRetryTimer. (The RFC goes to Idle when DelayOpen
     /// is off, which with an automatic start differs in nothing but that the peer's own dial would be refused.)
-    pub fn connect_failed(&mut self, cx: &mut Context<'_>, conn: ConnId, reason: &str) {
+    pub fn connect_failed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: &TransportError) {
         if self.primary.state == State::Connect && self.primary.conn == Some(conn) {
-            self.reason = Some(format!("connect: {reason}"));
+            self.reason = Some(Reason::connect(error));
             self.promote_or_listen(cx);
             self.show(cx);
         }
     }
 
     /// TcpConnectionFails (event 18) on a connection that was up.
-    pub fn closed(&mut self, cx: &mut Context<'_>, conn: ConnId, reason: &str) {
+    pub fn closed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: &TransportError) {
         match self.which(conn) {
             None => return,
             Some(Which::Second) => self.second = None,
             Some(Which::Primary) => match self.primary.state {
                 State::Idle | State::Connect | State::Active | State::OpenSent => {
-                    self.reason = Some(format!("connection closed before the peer's OPEN: {reason}"));
+                    let text = format!("connection closed before the peer's OPEN: {error}");
+                    self.reason = Some(Reason::new(Cause::TcpClosed, text));
                     self.promote_or_listen(cx);
                 }
                 State::OpenConfirm => {
-                    self.reason = Some(format!("connection closed in OpenConfirm: {reason}"));
+                    let text = format!("connection closed in OpenConfirm: {error}");
+                    self.reason = Some(Reason::new(Cause::TcpClosed, text));
                     self.hold_down_or_promote(cx);
                 }
                 State::Established => {
-                    self.reason = Some(format!("connection lost: {reason}"));
+                    self.reason = Some(Reason::new(Cause::TcpLost, format!("connection lost: {error}")));
                     self.leave_established(cx, Down::Lost);
                     match self.second.take() {
                         Some(second) => self.primary = second,
@@ -344,7 +342,7 @@ impl Session {
     pub fn malformed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: &WireError) {
         if let Some(which) = self.which(conn) {
             let reason = format!("malformed message: {} ({})", error.reason, error.notification);
-            self.fail(cx, which, Some(&error.notification), reason);
+            self.refuse(cx, which, &error.notification, reason);
             self.show(cx);
         }
     }
@@ -366,7 +364,7 @@ impl Session {
                     _ => "any message",
                 };
                 let expired = Notification::new(error::HOLD_TIMER, 0, []);
-                self.fail(cx, which, Some(&expired), format!("hold timer expired waiting for {waited}"));
+                self.refuse(cx, which, &expired, format!("hold timer expired waiting for {waited}"));
                 continue;
             }
             // KeepaliveTimer_Expires (event 11).
@@ -389,7 +387,7 @@ impl Session {
             if due(fsm.connect_retry) {
                 if let Some(dial) = fsm.conn {
                     cx.out.push(Output::Close(dial));
-                    self.reason = Some("connect: no answer".to_owned());
+                    self.reason = Some(Reason::new(Cause::TcpTimeout, "connect: no answer"));
                 }
                 self.dial(cx);
             }
@@ -420,7 +418,7 @@ impl Session {
                     cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(self.settings.open.clone()))));
                     self.fsm_mut(which).state = State::OpenSent;
                 }
-                return self.fail(cx, which, Some(&refusal.notification), refusal.reason);
+                return self.refuse(cx, which, &refusal.notification, refusal.reason);
             }
         };
         if !self.survives_collision(cx, which, contender, (open.router_id, open.asn)) {
@@ -465,7 +463,8 @@ impl Session {
                 close(cx, &loser, Some(&collision));
                 return false;
             }
-            self.reason = Some("peer opened a new session: it has restarted".to_owned());
+            let text = "peer opened a new session: it has restarted";
+            self.reason = Some(Reason::new(Cause::PeerRestarted, text));
             close(cx, &self.primary, None);
             self.leave_established(cx, Down::Lost);
             self.primary = self.second.take().expect("the new one is the second");
@@ -517,7 +516,7 @@ impl Session {
 
     /// NotifMsg, NotifMsgVerErr (events 25 and 24).
     fn on_notification(&mut self, cx: &mut Context<'_>, which: Which, notification: &Notification) {
-        let reason = format!("received {notification}");
+        let reason = Reason::received(notification);
         let collision = (notification.code, notification.subcode) == (error::CEASE, cease::COLLISION);
         if collision && self.fsm_mut(which).state != State::Established {
             // The peer kept another connection, or is about to dial: no failure.
@@ -544,7 +543,13 @@ impl Session {
             State::Established => fsm_error::ESTABLISHED,
         };
         let notification = Notification::new(error::FSM, subcode, []);
-        self.fail(cx, which, Some(&notification), format!("unexpected {what} in {}", state.name()));
+        self.refuse(cx, which, &notification, format!("unexpected {what} in {}", state.name()));
+    }
+
+    /// Gives a connection up for what the peer did, and says so to it.
+    fn refuse(&mut self, cx: &mut Context<'_>, which: Which, notification: &Notification, text: String) {
+        let reason = Reason::new(Reason::fault_of(notification), text).and_sent(notification);
+        self.fail(cx, which, Some(notification), reason);
     }
 
     /// Gives a connection up. The primary's failure puts the session into Idle with a growing hold-down, unless the other
@@ -554,7 +559,7 @@ impl Session {
         cx: &mut Context<'_>,
         which: Which,
         notification: Option<&Notification>,
-        reason: String,
+        reason: Reason,
     ) {
         if which == Which::Second {
             let second = self.second.take().expect("it failed just now");
@@ -601,7 +606,6 @@ impl Session {
     fn leave_established(&mut self, cx: &mut Context<'_>, how: Down) {
         if self.primary.state == State::Established {
             self.backoff.was_up_since(self.since, cx.now);
-            self.flaps += 1;
             cx.out.push(Output::Down(how));
         }
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use crate::session::Cause;
 use crate::types::{Family, Prefix};
 
 /// A transport connection. Never reused; events for a connection that is gone are ignored.
@@ -96,6 +97,8 @@ pub struct PeerFact {
     pub to: &'static str,
     /// The reason in words, "-" for none.
     pub reason: String,
+    /// What kind of reason that is.
+    pub cause: Option<Cause>,
 }
 
 /// Whether and how a next hop is reachable, as the kernel sees it.

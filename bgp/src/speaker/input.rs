@@ -8,7 +8,11 @@ use smallvec::SmallVec;
 use crate::rib::adj_rib_in::{ImportPolicy, LimitReached};
 use crate::rib::adj_rib_out::ExportPolicy;
 use crate::rib::{Source, SourceId};
-use crate::session::{Context, Delivery, Down, Negotiated, Outgoing, Output, Session};
+use crate::session::{
+    Cause, Context, Delivery, Direction, Down, Negotiated, Outgoing, Output, Reason, Session, State,
+    TransportError,
+};
+use crate::speaker::history::DISABLED;
 use crate::speaker::peer::Conn;
 use crate::speaker::{
     ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerConfig, PeerFact, Speaker,
@@ -46,16 +50,16 @@ impl Speaker {
     }
 
     /// The dial of `Effect::Connect` failed.
-    pub fn connect_failed(&mut self, now: Instant, conn: ConnId, reason: impl AsRef<str>) {
+    pub fn connect_failed(&mut self, now: Instant, conn: ConnId, error: impl Into<TransportError>) {
         if let Some(c) = self.conns.remove(&conn) {
-            self.drive(now, c.peer, |session, cx| session.connect_failed(cx, conn, reason.as_ref()));
+            self.drive(now, c.peer, |session, cx| session.connect_failed(cx, conn, &error.into()));
         }
     }
 
     /// The peer closed the connection, or it broke. Not reported for connections that `Effect::Close` named.
-    pub fn closed(&mut self, now: Instant, conn: ConnId, reason: impl AsRef<str>) {
+    pub fn closed(&mut self, now: Instant, conn: ConnId, error: impl Into<TransportError>) {
         if let Some(c) = self.conns.remove(&conn) {
-            self.drive(now, c.peer, |session, cx| session.closed(cx, conn, reason.as_ref()));
+            self.drive(now, c.peer, |session, cx| session.closed(cx, conn, &error.into()));
         }
     }
 
@@ -123,10 +127,18 @@ impl Speaker {
 
     fn on_message(&mut self, now: Instant, id: u32, conn: ConnId, message: Message) {
         let Some(peer) = self.peers[id as usize].as_mut() else { return };
-        peer.messages.received += 1;
         let was_up = peer.session.established() == Some(conn);
-        if let (Message::Update(_), true) = (&message, was_up) {
-            peer.messages.updates_received += 1;
+        let counts = &mut peer.messages.received;
+        match &message {
+            Message::Open(_) => counts.open += 1,
+            Message::Update(_) => counts.update += 1,
+            Message::Keepalive => counts.keepalive += 1,
+            Message::RouteRefresh(_) | Message::Ignored(_) => counts.route_refresh += 1,
+            Message::Notification(notification) => {
+                counts.notification += 1;
+                peer.history.notified(now, Direction::Received, notification);
+                self.notifications.count(Direction::Received, notification);
+            }
         }
         let delivery = self.drive(now, id, |session, cx| session.message(cx, conn, &message));
         match message {
@@ -186,16 +198,18 @@ impl Speaker {
                 data.push(safi);
                 data.extend_from_slice(&limit.to_be_bytes());
                 let notification = Notification::new(error::CEASE, cease::MAX_PREFIXES, data);
-                self.drive(now, id, |session, cx| session.stop(cx, &notification, &reason));
+                let reason = Reason::new(Cause::PrefixLimit, reason);
+                self.drive(now, id, |session, cx| session.stop(cx, &notification, reason));
             }
         }
     }
 
-    /// Something a person would notice without a change of state.
+    /// A prefix limit that does not end the session.
     fn tell(&mut self, id: u32, reason: String) {
         if let Some(peer) = self.peer(id) {
             let state = peer.session.state().name();
-            let fact = PeerFact { peer: peer.config.name.clone(), from: state, to: state, reason };
+            let (peer, cause) = (peer.config.name.clone(), Some(Cause::PrefixLimit));
+            let fact = PeerFact { peer, from: state, to: state, reason, cause };
             self.effects.push_back(Effect::Peer(fact));
         }
     }
@@ -242,17 +256,37 @@ impl Speaker {
                     self.effects.push_back(Effect::Close(conn));
                 }
             }
-            Output::Send(conn, message) => self.send(id, conn, &message),
+            Output::Send(conn, message) => self.send(now, id, conn, &message),
             Output::Up(conn) => self.up(now, id, conn),
             Output::Down(how) => self.down(now, id, how),
-            Output::State { from, to } => {
-                let peer = self.peer(id).expect("it has just changed state");
-                let reason = peer.session.reason().unwrap_or("-").to_owned();
-                let fact =
-                    PeerFact { peer: peer.config.name.clone(), from: from.name(), to: to.name(), reason };
-                self.effects.push_back(Effect::Peer(fact));
-            }
+            Output::State { to, .. } => self.record_state(now, id, to.name()),
         }
+    }
+
+    /// Notes the state that people see, where it is another than they saw before.
+    pub(super) fn record(&mut self, now: Instant, id: u32) {
+        let Some(peer) = self.peer(id) else { return };
+        let shown = peer.state_name(self.stopping.as_deref());
+        if shown != peer.history.shown {
+            self.record_state(now, id, shown);
+        }
+    }
+
+    fn record_state(&mut self, now: Instant, id: u32, to: &'static str) {
+        let stopping = self.stopping.as_deref();
+        let peer = self.peers[id as usize].as_mut().expect("it has just changed state");
+        let disabled = to == State::Idle.name() && peer.blocked(stopping).is_some_and(|b| b.disabled);
+        let to = if disabled { DISABLED } else { to };
+        let (from, reason) = (peer.history.shown, peer.session.reason().cloned());
+        let fact = PeerFact {
+            peer: peer.config.name.clone(),
+            from,
+            to,
+            reason: reason.as_ref().map_or_else(|| "-".to_owned(), |r| r.text.clone()),
+            cause: reason.as_ref().map(|r| r.cause),
+        };
+        peer.history.push(now, to, reason);
+        self.effects.push_back(Effect::Peer(fact));
     }
 
     /// A closed connection is kept until its last words are fetched. Where a connection breaks before that nobody fetches
@@ -266,7 +300,7 @@ impl Speaker {
         }
     }
 
-    fn send(&mut self, id: u32, conn: ConnId, message: &Outgoing) {
+    fn send(&mut self, now: Instant, id: u32, conn: ConnId, message: &Outgoing) {
         let Some(c) = self.conns.get_mut(&conn) else { return };
         match message {
             Outgoing::Open(open) => open.encode(&mut c.outbox),
@@ -275,7 +309,17 @@ impl Speaker {
             Outgoing::RouteRefresh(refresh) => refresh.encode(&mut c.outbox),
         }
         if let Some(peer) = self.peers[id as usize].as_mut() {
-            peer.messages.sent += 1;
+            let counts = &mut peer.messages.sent;
+            match message {
+                Outgoing::Open(_) => counts.open += 1,
+                Outgoing::Keepalive => counts.keepalive += 1,
+                Outgoing::RouteRefresh(_) => counts.route_refresh += 1,
+                Outgoing::Notification(notification) => {
+                    counts.notification += 1;
+                    peer.history.notified(now, Direction::Sent, notification);
+                    self.notifications.count(Direction::Sent, notification);
+                }
+            }
         }
         self.notify(conn);
     }

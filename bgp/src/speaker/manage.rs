@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::filter::Filter;
 use crate::rib::SourceId;
-use crate::session::{Outgoing, Output, Session, Settings};
+use crate::session::{Cause, Outgoing, Output, Reason, Session, Settings};
+use crate::speaker::history::History;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
 use crate::speaker::{Effect, PeerConfig, Reset, Speaker, SpeakerConfig, cease_for_change, identity};
@@ -35,7 +36,7 @@ impl Speaker {
                     now,
                     id,
                     &cease_for_change(),
-                    "our AS, identifier or capabilities changed",
+                    Reason::new(Cause::ConfigChanged, "our AS, identifier or capabilities changed"),
                 );
             } else if reflects_differently {
                 self.rib.update_export_policy(id, |_| {});
@@ -53,18 +54,29 @@ impl Speaker {
             Some(id) if self.peer(id).is_some_and(|p| p.config.address == config.address) => {
                 self.change_peer(now, id, config);
             }
-            Some(_) => {
-                self.remove_peer(now, &config.name.clone());
-                self.add_peer(now, config);
+            Some(id) => {
+                // What an operator did by hand outlives a new address as it does any other change.
+                let by_hand = self.peer(id).and_then(|p| p.admin_override.clone());
+                let name = config.name.clone();
+                self.end_peer(now, &name, Reason::new(Cause::ConfigChanged, "its address changed"));
+                self.add_peer_with(now, config, by_hand);
             }
             None => self.add_peer(now, config),
         }
     }
 
     fn add_peer(&mut self, now: Instant, config: PeerConfig) {
+        self.add_peer_with(now, config, None);
+    }
+
+    fn add_peer_with(&mut self, now: Instant, config: PeerConfig, by_hand: Option<Option<String>>) {
         let settings = Settings::new(&self.config, &config, self.restart_flags());
         let (name, address) = (config.name.clone(), config.address);
         let mut peer = Peer::new(config, Session::new(settings, now));
+        if let Some(history) = self.retired.take(&name) {
+            peer.history = history;
+        }
+        peer.admin_override = by_hand;
         let id = self.free_peers.pop().unwrap_or_else(|| {
             self.peers.push(None);
             u32::try_from(self.peers.len() - 1).expect("fewer than 2^32 peers are configured")
@@ -123,7 +135,8 @@ impl Speaker {
             self.stop_helping(id);
         }
         if reset {
-            self.restart_session(now, id, &cease_for_change(), "configuration changed");
+            let reason = Reason::new(Cause::ConfigChanged, "configuration changed");
+            self.restart_session(now, id, &cease_for_change(), reason);
         } else {
             self.change_policy(now, id, &old, &new);
         }
@@ -170,10 +183,15 @@ impl Speaker {
 
     /// Cease (6/3, deconfigured) and forget the peer with all its routes.
     pub fn remove_peer(&mut self, now: Instant, name: &str) {
+        self.end_peer(now, name, Reason::new(Cause::Deconfigured, "removed from the configuration"));
+    }
+
+    fn end_peer(&mut self, now: Instant, name: &str, reason: Reason) {
         let Some(id) = self.by_name.remove(name) else { return };
         let cease = Notification::cease(cease::PEER_DECONFIGURED);
-        self.drive(now, id, |session, cx| session.stop(cx, &cease, "removed from the configuration"));
-        let peer = self.peers[id as usize].take().expect("named peers exist");
+        self.drive(now, id, |session, cx| session.stop(cx, &cease, reason));
+        let mut peer = self.peers[id as usize].take().expect("named peers exist");
+        self.retired.put(name.to_owned(), std::mem::replace(&mut peer.history, History::new()));
         self.free_peers.push(id);
         if let Some(at) = peer.scheduled {
             self.timers.remove(&(at, id));
@@ -218,7 +236,8 @@ impl Speaker {
                 let peer = self.peers[id as usize].as_mut().expect("named peers exist");
                 peer.held = None;
                 let cease = Notification::cease(cease::ADMINISTRATIVE_RESET);
-                self.restart_session(now, id, &cease, "reset by the administrator");
+                let reason = Reason::new(Cause::AdminReset, "reset by an operator");
+                self.restart_session(now, id, &cease, reason);
             }
             Reset::SoftIn => self.ask_again(now, id),
             Reset::SoftOut => Family::ALL.into_iter().for_each(|f| self.rib.mark_all_for(id, f)),
@@ -247,7 +266,9 @@ impl Speaker {
         let peer = self.peers[id as usize].as_mut().expect("callers have it from the index");
         match peer.blocked(stopping.as_deref()) {
             Some(blocked) => {
-                self.drive(now, id, |session, cx| session.stop(cx, &blocked.cease, &blocked.reason));
+                self.drive(now, id, |session, cx| session.stop(cx, &blocked.cease, blocked.reason));
+                // A session that was in Idle already has said nothing.
+                self.record(now, id);
                 // Nobody waits for it, and it does not come back for its routes.
                 self.stop_helping(id);
             }
@@ -259,7 +280,7 @@ impl Speaker {
         }
     }
 
-    fn restart_session(&mut self, now: Instant, id: u32, cease: &Notification, reason: &str) {
+    fn restart_session(&mut self, now: Instant, id: u32, cease: &Notification, reason: Reason) {
         let blocked = self.peer(id).is_none_or(|p| p.blocked(self.stopping.as_deref()).is_some());
         self.stop_helping(id);
         if !blocked {
@@ -274,13 +295,8 @@ impl Speaker {
         let (Some(conn), Some(n)) = (peer.session.established(), &peer.negotiated) else { return };
         if !n.route_refresh {
             let cease = Notification::cease(cease::ADMINISTRATIVE_RESET);
-            self.restart_session(
-                now,
-                id,
-                &cease,
-                "routes are needed again and the peer has no route refresh",
-            );
-            return;
+            let text = "routes are needed again and the peer has no route refresh";
+            return self.restart_session(now, id, &cease, Reason::new(Cause::ConfigChanged, text));
         }
         for family in Family::ALL.into_iter().filter(|f| n.families[*f]).collect::<Vec<_>>() {
             let refresh = RouteRefresh { family, kind: RefreshKind::Request };

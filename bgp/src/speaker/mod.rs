@@ -12,8 +12,8 @@ use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 
 use crate::rib::{Identity, Rib, local_attributes};
-use crate::session::Output;
 use crate::session::timers::Jitter;
+use crate::session::{Cause, Output, Reason};
 use crate::types::{Family, PeerType, Prefix};
 use crate::wire::iana::cease;
 use crate::wire::message::Notification;
@@ -21,6 +21,7 @@ use crate::wire::message::Notification;
 mod config;
 mod effect;
 mod helper;
+mod history;
 mod input;
 mod manage;
 mod peer;
@@ -30,6 +31,7 @@ mod view;
 
 pub use config::*;
 pub use effect::*;
+use history::{NotificationCounts, Retired};
 use input::canonical;
 use peer::{Conn, Peer};
 use restart::Restart;
@@ -56,6 +58,9 @@ pub struct Speaker {
     /// Peer numbers to be used again.
     free_peers: Vec<u32>,
     restart: Option<Restart>,
+    /// Of peers that were removed.
+    retired: Retired,
+    notifications: NotificationCounts,
     /// Set by `shutdown`: the text for the peers.
     stopping: Option<String>,
     /// Reused for what sessions put out.
@@ -101,6 +106,8 @@ impl Speaker {
             local_uses: FxHashMap::default(),
             free_peers: Vec::new(),
             restart,
+            retired: Retired::default(),
+            notifications: NotificationCounts::default(),
             stopping: None,
             scratch: Vec::new(),
         }
@@ -161,7 +168,9 @@ impl Speaker {
                 p.config.ebgp_multihop.is_none() && p.peer_type(self.config.asn) == PeerType::External
             });
             if direct {
-                self.drive(now, id, |session, cx| session.transport_dead(cx, "interface went down"));
+                self.drive(now, id, |session, cx| {
+                    session.transport_dead(cx, Reason::new(Cause::InterfaceDown, "interface went down"));
+                });
             }
         }
     }
@@ -190,8 +199,7 @@ impl Speaker {
             return false;
         };
         let updates = self.rib.pull(id, out);
-        peer.messages.updates_sent += updates;
-        peer.messages.sent += updates;
+        peer.messages.sent.update += updates;
         if updates == 0 {
             c.notified = false;
         }

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use crate::session::{Negotiated, Session};
+use crate::session::{Cause, Negotiated, Reason, Session};
 use crate::speaker::helper::Helping;
+use crate::speaker::history::{DISABLED, History};
 use crate::speaker::{ConnId, Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
 use crate::types::{Asn, PeerType, PerFamily};
 use crate::wire::header::Framer;
@@ -34,6 +35,7 @@ pub(super) struct Peer {
     /// On the session that is up, people know of refused prefixes beyond the limit.
     pub(super) limit_told: PerFamily<bool>,
     pub(super) messages: MessagesView,
+    pub(super) history: History,
     /// Connections that `Effect::Close` has named and whose last words were not fetched yet, or were.
     pub(super) closing: VecDeque<ConnId>,
     /// The entry in the speaker's timers.
@@ -43,7 +45,7 @@ pub(super) struct Peer {
 /// Why a peer must not have a session.
 pub(super) struct Blocked {
     pub(super) cease: Notification,
-    pub(super) reason: String,
+    pub(super) reason: Reason,
     /// By an administrator: shown as "Disabled".
     pub(super) disabled: bool,
 }
@@ -63,6 +65,7 @@ impl Peer {
             helping: None,
             limit_told: PerFamily::both(false),
             messages: MessagesView::default(),
+            history: History::new(),
             closing: VecDeque::new(),
             scheduled: None,
         }
@@ -70,22 +73,32 @@ impl Peer {
 
     /// Why it must stay down, the administrator's will first.
     pub(super) fn blocked(&self, stopping: Option<&str>) -> Option<Blocked> {
-        let disabled = match (&self.admin_override, stopping) {
-            (_, Some(text)) => Some(text),
-            (Some(message), None) => message.as_deref(),
-            (None, None) => self.config.shutdown.as_deref(),
+        let (disabled, by) = match (&self.admin_override, stopping) {
+            (_, Some(text)) => (Some(text), ""),
+            (Some(message), None) => (message.as_deref(), " by an operator"),
+            (None, None) => (self.config.shutdown.as_deref(), ""),
         };
         if let Some(text) = disabled {
-            let reason = match text {
-                "" => "administratively down".to_owned(),
-                text => format!("administratively down: {text}"),
-            };
+            let colon = if text.is_empty() { "" } else { ": " };
+            let reason = Reason::new(Cause::AdminDown, format!("administratively down{by}{colon}{text}"));
             let cease = Notification::cease_with_text(cease::ADMINISTRATIVE_SHUTDOWN, text);
             return Some(Blocked { cease, reason, disabled: true });
         }
-        let reason = self.config.admin_blocked.as_ref().or(self.conflict.as_ref()).or(self.held.as_ref())?;
+        let configured = self.config.admin_blocked.as_ref().or(self.conflict.as_ref());
+        let (cause, text) = match configured {
+            Some(text) => (Cause::ConfigBlocked, text),
+            None => (Cause::PrefixLimit, self.held.as_ref()?),
+        };
         let cease = Notification::cease(cease::CONFIGURATION_CHANGE);
-        Some(Blocked { cease, reason: reason.clone(), disabled: false })
+        Some(Blocked { cease, reason: Reason::new(cause, text.clone()), disabled: false })
+    }
+
+    /// The state as people see it.
+    pub(super) fn state_name(&self, stopping: Option<&str>) -> &'static str {
+        match self.blocked(stopping) {
+            Some(Blocked { disabled: true, .. }) => DISABLED,
+            _ => self.session.state().name(),
+        }
     }
 
     /// Internal or external. The configuration tells, since an OPEN that disagrees with it is refused.

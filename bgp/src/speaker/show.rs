@@ -6,14 +6,16 @@ use std::time::Instant;
 
 use crate::rib::SourceId;
 use crate::rib::view::PeerName;
-use crate::session::State;
+use crate::session::{Direction, State};
+use crate::speaker::history::Transition;
 use crate::speaker::peer::Peer;
 use crate::speaker::{
-    CapabilityView, Explanation, FamilyView, GracefulRestartView, Lookup, PeerView, RemoteAs, RouteQuery,
-    RouteView, RuleView, Speaker, TimersView,
+    CapabilityView, Counters, Explanation, FamilyView, GracefulRestartView, HistoryView, Lookup,
+    NotificationView, PeerView, RemoteAs, RouteQuery, RouteView, RuleView, Speaker, TimersView,
+    TransitionCount, TransitionView,
 };
 use crate::types::{Family, Prefix};
-use crate::wire::message::Capability;
+use crate::wire::message::{Capability, Notification};
 
 impl Speaker {
     /// Prefixes in the Loc-RIB, both families.
@@ -34,6 +36,45 @@ impl Speaker {
     pub fn peer_view(&self, now: Instant, name: &str) -> Option<PeerView> {
         let id = *self.by_name.get(name)?;
         Some(self.show(now, id, self.peer(id)?))
+    }
+
+    /// What became of a peer's sessions; of one that was removed as long as it is remembered.
+    pub fn history(&self, now: Instant, name: &str) -> Option<HistoryView> {
+        let peer = self.by_name.get(name).and_then(|id| self.peer(*id));
+        let history = peer.map(|p| &p.history).or_else(|| self.retired.get(name))?;
+        let view = |t: &Transition| TransitionView {
+            first_age: now.saturating_duration_since(t.first),
+            age: now.saturating_duration_since(t.last),
+            count: t.count,
+            from: t.from,
+            to: t.to,
+            cause: t.reason.as_ref().map(|r| r.cause),
+            reason: t.reason.as_ref().map(|r| r.text.clone()),
+            notification: t
+                .reason
+                .as_ref()
+                .and_then(|r| r.notification.as_ref())
+                .map(|(direction, n)| notification(now, t.last, *direction, n)),
+        };
+        Some(HistoryView {
+            name: name.to_owned(),
+            configured: peer.is_some(),
+            flaps: history.flaps,
+            transitions: history.lines().map(view).collect(),
+        })
+    }
+
+    /// What has been counted since the start, for metrics. Peers that were removed are left out.
+    pub fn counters(&self) -> Counters {
+        let mut transitions = Vec::new();
+        for peer in self.peers.iter().flatten() {
+            let counts = peer.history.transitions.iter();
+            transitions.extend(counts.map(|(&(to, cause), &count)| {
+                let peer = peer.config.name.clone();
+                TransitionCount { peer, to, cause, count }
+            }));
+        }
+        Counters { notifications: self.notifications.all(), transitions }
     }
 
     /// Routes, by prefix. Empty for a peer that is not configured.
@@ -108,7 +149,6 @@ impl Speaker {
         let session = &peer.session;
         let state = session.state();
         let up = state == State::Established;
-        let blocked = peer.blocked(self.stopping.as_deref());
         let configured_as = match peer.config.remote_as {
             RemoteAs::Asn(asn) => Some(asn),
             RemoteAs::Internal => Some(peer.config.local_as.unwrap_or(self.config.asn)),
@@ -121,10 +161,16 @@ impl Speaker {
             remote_as: configured_as.or(peer.negotiated.as_ref().map(|n| n.remote_as)),
             peer_type: peer.peer_type(self.config.asn),
             router_id: peer.negotiated.as_ref().map(|n| n.router_id.addr()),
-            state: if blocked.is_some_and(|b| b.disabled) { "Disabled" } else { state.name() },
+            state: peer.state_name(self.stopping.as_deref()),
             age: now.saturating_duration_since(session.since()),
-            flaps: session.flaps(),
-            reason: session.reason().map(str::to_owned),
+            flaps: peer.history.flaps,
+            reason: session.reason().map(|r| r.text.clone()),
+            cause: session.reason().map(|r| r.cause),
+            last_notification: peer
+                .history
+                .last_notification
+                .as_ref()
+                .map(|(at, direction, n)| notification(now, *at, *direction, n)),
             local_address: peer.endpoints.as_ref().map(|e| e.local.ip()),
             capabilities: capabilities(peer, up),
             timers: timers(now, peer, up),
@@ -182,6 +228,16 @@ impl Speaker {
                 .map(|h| h.deadline.saturating_duration_since(now).as_secs_f64()),
             awaited: Family::ALL.into_iter().any(|f| self.is_awaited(peer, f)),
         }
+    }
+}
+
+fn notification(now: Instant, at: Instant, direction: Direction, n: &Notification) -> NotificationView {
+    NotificationView {
+        direction,
+        code: n.code,
+        subcode: n.subcode,
+        text: n.to_string(),
+        age: now.saturating_duration_since(at),
     }
 }
 

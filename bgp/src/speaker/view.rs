@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::session::{Cause, Direction};
 use crate::speaker::effect::FibNextHop;
 use crate::types::{Asn, Family, PeerType, Prefix};
 
@@ -32,6 +33,10 @@ pub struct PeerView {
     pub flaps: u32,
     /// Why it is not Established, or why it last left; `None`: no trouble yet.
     pub reason: Option<String>,
+    /// What kind of reason that is.
+    pub cause: Option<Cause>,
+    /// The last NOTIFICATION of either side.
+    pub last_notification: Option<NotificationView>,
     /// Our end of the session's connection.
     pub local_address: Option<IpAddr>,
     /// Capabilities by name and by side.
@@ -122,15 +127,132 @@ pub struct GracefulRestartView {
 #[serde(rename_all = "camelCase")]
 pub struct MessagesView {
     /// Messages received.
-    pub received: u64,
-    /// UPDATEs among them.
-    pub updates_received: u64,
+    pub received: MessageCounts,
     /// Messages sent.
-    pub sent: u64,
-    /// UPDATEs among them.
-    pub updates_sent: u64,
+    pub sent: MessageCounts,
     /// Malformed attributes survived (RFC 7606).
     pub faults: u64,
+}
+
+/// Messages in one direction, by type.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageCounts {
+    /// OPEN.
+    pub open: u64,
+    /// UPDATE.
+    pub update: u64,
+    /// NOTIFICATION.
+    pub notification: u64,
+    /// KEEPALIVE.
+    pub keepalive: u64,
+    /// ROUTE-REFRESH, those of unknown kinds and families included.
+    pub route_refresh: u64,
+}
+
+impl MessageCounts {
+    /// Of all types.
+    pub fn total(&self) -> u64 {
+        self.by_type().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// With the names of the types.
+    pub fn by_type(&self) -> [(&'static str, u64); 5] {
+        [
+            ("open", self.open),
+            ("update", self.update),
+            ("notification", self.notification),
+            ("keepalive", self.keepalive),
+            ("route-refresh", self.route_refresh),
+        ]
+    }
+}
+
+/// A NOTIFICATION that went over a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotificationView {
+    /// Whose.
+    pub direction: Direction,
+    /// Error code.
+    pub code: u8,
+    /// Error subcode.
+    pub subcode: u8,
+    /// Their names, and the text for the operator where there was one (RFC 9003).
+    pub text: String,
+    /// How long ago.
+    pub age: Duration,
+}
+
+/// What became of a peer's sessions.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryView {
+    /// Peer name.
+    pub name: String,
+    /// It is still configured.
+    pub configured: bool,
+    /// How often it left Established.
+    pub flaps: u32,
+    /// Oldest first.
+    pub transitions: Vec<TransitionView>,
+}
+
+/// A change of state, or a row of equal ones while a session was down.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TransitionView {
+    /// How long ago the first of the row was.
+    pub first_age: Duration,
+    /// How long ago the last of the row was.
+    pub age: Duration,
+    /// How many there were.
+    pub count: u64,
+    /// The state before.
+    pub from: &'static str,
+    /// The state after.
+    pub to: &'static str,
+    /// What kind of reason; `None`: progress needs none.
+    pub cause: Option<Cause>,
+    /// The reason in words.
+    pub reason: Option<String>,
+    /// The NOTIFICATION that went with it.
+    pub notification: Option<NotificationView>,
+}
+
+/// What has been counted since the speaker started.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counters {
+    /// NOTIFICATIONs of all peers.
+    pub notifications: Vec<NotificationCount>,
+    /// Changes of state of each peer.
+    pub transitions: Vec<TransitionCount>,
+}
+
+/// How often a NOTIFICATION was sent or came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotificationCount {
+    /// Whose.
+    pub direction: Direction,
+    /// Error code; 0: one without a name.
+    pub code: u8,
+    /// Error subcode; 0: none, or one without a name.
+    pub subcode: u8,
+    /// How often.
+    pub count: u64,
+}
+
+/// How often a peer came into a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransitionCount {
+    /// Peer name.
+    pub peer: String,
+    /// The state.
+    pub to: &'static str,
+    /// Why; `None`: progress needs no reason.
+    pub cause: Option<Cause>,
+    /// How often.
+    pub count: u64,
 }
 
 /// Which routes to show.

@@ -129,7 +129,7 @@ async fn changes_that_nobody_takes_stay_one_for_each_prefix() {
     }
     // Nobody takes events; the driver reads on until all is in.
     let received =
-        |speaker: &mut manx_bgp::speaker::Speaker, now| speaker.peers(now)[0].messages.updates_received;
+        |speaker: &mut manx_bgp::speaker::Speaker, now| speaker.peers(now)[0].messages.received.update;
     while node.handle.with(received).await.unwrap() < sent {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod convergence;
+mod history;
 mod net;
 mod properties;
 mod restart;

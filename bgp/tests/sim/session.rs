@@ -365,7 +365,10 @@ fn an_administrator_stops_with_a_text_and_starts_again() {
     let [Message::Notification(n)] = sent.as_slice() else { panic!("{sent:?}") };
     assert_eq!((n.code, n.subcode, n.text().as_deref()), (6, 2, Some("rack power at 10:00")));
     assert_eq!(b.state("tor"), "Disabled");
-    assert_eq!(b.view("tor").reason.as_deref(), Some("administratively down: rack power at 10:00"));
+    assert_eq!(
+        b.view("tor").reason.as_deref(),
+        Some("administratively down by an operator: rack power at 10:00")
+    );
     assert_eq!(b.accept("10.0.0.2"), None);
     b.advance(secs(3600));
     assert_eq!(b.state("tor"), "Disabled");
