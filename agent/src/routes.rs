@@ -5,27 +5,26 @@
 //! ends here instead of travelling back to the ToR and round again. Where both speak of one prefix, ours wins.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use manx_bgp::speaker::{FibNextHop, NextHopState, RouteChange};
 use manx_bgp::types::Prefix;
 
 use crate::kernel::fib::{NextHop, Route};
-use crate::kernel::link::Egress;
+use crate::kernel::link::{Egress, LinksHandle};
 
 /// The BGP next hops that the speaker wants watched, with what the kernel said last. One entry a next hop, however many
 /// routes use it.
 #[derive(Debug, Default)]
 pub struct NextHops {
-    tracked: BTreeMap<IpAddr, Option<Egress>>,
+    tracked: BTreeMap<FibNextHop, Option<Egress>>,
 }
 
 /// A next hop about which there is news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// Which.
-    pub address: IpAddr,
+    pub hop: FibNextHop,
     /// For the speaker.
     pub state: NextHopState,
     /// It is as reachable as before but leaves elsewhere: its routes must be written again.
@@ -34,24 +33,24 @@ pub struct Moved {
 
 impl NextHops {
     /// Begins to watch.
-    pub fn track(&mut self, address: IpAddr, egress: Option<Egress>) -> NextHopState {
-        self.tracked.insert(address, egress);
+    pub fn track(&mut self, hop: FibNextHop, egress: Option<Egress>) -> NextHopState {
+        self.tracked.insert(hop, egress);
         state(egress)
     }
 
     /// No route uses it any more.
-    pub fn untrack(&mut self, address: IpAddr) {
-        self.tracked.remove(&address);
+    pub fn untrack(&mut self, hop: FibNextHop) {
+        self.tracked.remove(&hop);
     }
 
     /// The kernel's links, addresses or routes changed: asks again for each next hop.
-    pub fn refresh(&mut self, resolve: impl Fn(IpAddr) -> Option<Egress>) -> Vec<Moved> {
+    pub fn refresh(&mut self, resolve: impl Fn(FibNextHop) -> Option<Egress>) -> Vec<Moved> {
         let mut moved = Vec::new();
-        for (&address, known) in &mut self.tracked {
-            let egress = resolve(address);
+        for (&hop, known) in &mut self.tracked {
+            let egress = resolve(hop);
             if egress != *known {
                 let rewrite = known.is_some_and(|k| egress.is_some_and(|e| e.hop != k.hop));
-                moved.push(Moved { address, state: state(egress), rewrite });
+                moved.push(Moved { hop, state: state(egress), rewrite });
                 *known = egress;
             }
         }
@@ -60,10 +59,15 @@ impl NextHops {
 
     /// The kernel next hop for one of a route's; `None`: it has become unreachable, which the speaker is being told.
     pub fn resolve(&self, hop: FibNextHop) -> Option<NextHop> {
-        if hop.ifindex != 0 {
-            return Some(NextHop { gateway: hop.gateway, ifindex: hop.ifindex });
-        }
-        self.tracked.get(&hop.gateway).copied().flatten().map(|e| e.hop)
+        self.tracked.get(&hop).copied().flatten().map(|e| e.hop)
+    }
+}
+
+/// Where packets for a next hop of BGP leave.
+pub fn egress(links: &LinksHandle, hop: FibNextHop) -> Option<Egress> {
+    match hop.ifindex {
+        0 => links.egress(hop.gateway),
+        ifindex => links.neighbor(NextHop { gateway: hop.gateway, ifindex }),
     }
 }
 
@@ -112,6 +116,8 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn egress(gateway: &str, ifindex: u32) -> Option<Egress> {
@@ -124,8 +130,8 @@ mod tests {
         RouteChange { prefix: prefix.parse().unwrap(), next_hops: gateways.iter().map(hop).collect() }
     }
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn ip(text: &str) -> FibNextHop {
+        FibNextHop::from(text.parse::<IpAddr>().unwrap())
     }
 
     #[test]
@@ -159,6 +165,30 @@ mod tests {
         let Some(Route::Unicast(next_hops)) = &got[0].1 else { panic!("{got:?}") };
         assert_eq!(next_hops.iter().map(|h| h.ifindex).collect::<Vec<_>>(), [3, 4]);
         assert_eq!(got[1].1, None);
+    }
+
+    #[test]
+    fn the_same_link_local_gateway_on_two_links_is_two_ways() {
+        let on = |ifindex| FibNextHop { gateway: "fe80::1".parse().unwrap(), ifindex };
+        let mut hops = NextHops::default();
+        hops.track(on(3), egress("fe80::1", 3));
+        hops.track(on(4), egress("fe80::1", 4));
+        let routes = Routes::default();
+        let change = || RouteChange {
+            prefix: "10.200.2.0/24".parse().unwrap(),
+            next_hops: [on(3), on(4)].into_iter().collect(),
+        };
+        let links = |hops: &NextHops| {
+            let got = routes.learned([change()], hops).next().unwrap().1;
+            got.map_or(Vec::new(), |route| route.links().collect())
+        };
+        assert_eq!(links(&hops), [3, 4]);
+        let moved = hops.refresh(|hop| (hop.ifindex == 4).then(|| egress("fe80::1", 4)).flatten());
+        assert_eq!(
+            moved.iter().map(|m| (m.hop, m.state)).collect::<Vec<_>>(),
+            [(on(3), NextHopState::Unreachable)]
+        );
+        assert_eq!(links(&hops), [4]);
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl LinksHandle {
         self.snapshot.load().egress(address)
     }
 
+    /// A neighbour known by its interface: a link-local address, which no route leads to. `None`: the link is down or gone.
+    pub fn neighbor(&self, hop: NextHop) -> Option<Egress> {
+        self.snapshot.load().neighbor(hop)
+    }
+
     /// All addresses of this node with their subnets, without link-local ones.
     pub fn addresses(&self) -> Vec<IpNetwork> {
         self.snapshot.load().addresses()

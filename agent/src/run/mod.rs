@@ -32,7 +32,7 @@ use crate::kernel::fib::FibHandle;
 use crate::kernel::link::{LinkEvent, LinksHandle};
 use crate::options::{Feature, Options};
 use crate::policy_worker::{self, PolicyHandle};
-use crate::routes::{NextHops, Routes};
+use crate::routes::{self, NextHops, Routes};
 use crate::sockets::RunDir;
 use crate::source::Update;
 use crate::view::StatusProblem;
@@ -179,11 +179,11 @@ impl Loop {
                     fib.set(self.routes.learned(changes, &self.next_hops));
                 }
             }
-            net::Event::TrackNextHop(address) => {
-                let state = self.next_hops.track(address, self.links.egress(address));
-                self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, address, state));
+            net::Event::TrackNextHop(hop) => {
+                let state = self.next_hops.track(hop, routes::egress(&self.links, hop));
+                self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, hop, state));
             }
-            net::Event::UntrackNextHop(address) => self.next_hops.untrack(address),
+            net::Event::UntrackNextHop(hop) => self.next_hops.untrack(hop),
             net::Event::RestartComplete(family) => {
                 tracing::info!(%family, "graceful restart is over, stale routes go");
                 if let Some(fib) = &self.fib {
@@ -205,14 +205,14 @@ impl Loop {
             self.tell_speaker(move |speaker, now| speaker.link_down(now, ifindex));
         }
         let links = self.links.clone();
-        for moved in self.next_hops.refresh(|address| links.egress(address)) {
-            tracing::info!(next_hop = %moved.address, state = ?moved.state, "next hop changed");
+        for moved in self.next_hops.refresh(|hop| routes::egress(&links, hop)) {
+            tracing::info!(next_hop = %moved.hop.gateway, state = ?moved.state, "next hop changed");
             self.tell_speaker(move |speaker, now| {
                 if moved.rewrite {
                     // As reachable as before, but elsewhere: the speaker names its routes again only if it was gone.
-                    speaker.set_next_hop(now, moved.address, NextHopState::Unreachable);
+                    speaker.set_next_hop(now, moved.hop, NextHopState::Unreachable);
                 }
-                speaker.set_next_hop(now, moved.address, moved.state);
+                speaker.set_next_hop(now, moved.hop, moved.state);
             });
         }
         if let Some(bgp) = &self.bgp {

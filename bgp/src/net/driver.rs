@@ -195,8 +195,8 @@ impl Driver {
                 Effect::Close(id) => self.close(id),
                 Effect::Transmit(id) => self.transmit(id),
                 Effect::Listen(peer, options) => self.set_peer(peer, options),
-                Effect::TrackNextHop(address) => self.outbox.track(address),
-                Effect::UntrackNextHop(address) => self.outbox.untrack(address),
+                Effect::TrackNextHop(hop) => self.outbox.track(hop),
+                Effect::UntrackNextHop(hop) => self.outbox.untrack(hop),
                 Effect::RestartComplete(family) => self.outbox.restart_complete(family),
                 Effect::Peer(fact) => self.outbox.fact(fact),
             }

@@ -18,14 +18,14 @@ mod outbox;
 pub mod sockopt;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::speaker::{PeerFact, RouteChange, Speaker, SpeakerConfig};
+use crate::speaker::{FibNextHop, PeerFact, RouteChange, Speaker, SpeakerConfig};
 use crate::types::{Family, Prefix};
 
 pub use interfaces::system_interfaces;
@@ -68,10 +68,10 @@ pub struct InterfaceAddresses {
 pub enum Event {
     /// Changes for the FIB, the last word on each prefix; never empty.
     Routes(Vec<RouteChange>),
-    /// Resolve and keep watching; answer with `Speaker::set_next_hop`. May come again for the same address: answer again.
-    TrackNextHop(IpAddr),
+    /// Resolve and keep watching; answer with `Speaker::set_next_hop`. May come again for the same next hop: answer again.
+    TrackNextHop(FibNextHop),
     /// No path uses it any more.
-    UntrackNextHop(IpAddr),
+    UntrackNextHop(FibNextHop),
     /// Our own graceful restart is over for the family, and all changes it covers have been told.
     RestartComplete(Family),
     /// A session changed state. The oldest are dropped when nobody takes them.

@@ -2,10 +2,10 @@
 //! latest facts, and route changes not at all, since the speaker keeps those.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::net::{Event, MAX_BATCH};
-use crate::speaker::{PeerFact, Speaker};
+use crate::speaker::{FibNextHop, PeerFact, Speaker};
 use crate::types::Family;
 
 /// Facts that wait; for logs, so that the oldest may go.
@@ -15,9 +15,9 @@ const MAX_FACTS: usize = 1024;
 #[derive(Default)]
 pub(super) struct Outbox {
     /// Next hops that the agent was told to watch.
-    told: BTreeSet<IpAddr>,
+    told: BTreeSet<FibNextHop>,
     /// What to tell about next hops: watch or not.
-    tracking: BTreeMap<IpAddr, bool>,
+    tracking: BTreeMap<FibNextHop, bool>,
     /// The latest about each listener.
     listeners: BTreeMap<SocketAddr, Option<String>>,
     facts: VecDeque<PeerFact>,
@@ -25,15 +25,15 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn track(&mut self, address: IpAddr) {
-        self.tracking.insert(address, true);
+    pub(super) fn track(&mut self, hop: FibNextHop) {
+        self.tracking.insert(hop, true);
     }
 
-    pub(super) fn untrack(&mut self, address: IpAddr) {
-        if self.told.contains(&address) {
-            self.tracking.insert(address, false);
+    pub(super) fn untrack(&mut self, hop: FibNextHop) {
+        if self.told.contains(&hop) {
+            self.tracking.insert(hop, false);
         } else {
-            self.tracking.remove(&address);
+            self.tracking.remove(&hop);
         }
     }
 
@@ -55,13 +55,13 @@ impl Outbox {
 
     /// The next event, route changes taken from the speaker. `RestartComplete` waits until those are all out.
     pub(super) fn next(&mut self, speaker: &mut Speaker) -> Option<Event> {
-        if let Some((address, watch)) = self.tracking.pop_first() {
+        if let Some((hop, watch)) = self.tracking.pop_first() {
             return Some(if watch {
-                self.told.insert(address);
-                Event::TrackNextHop(address)
+                self.told.insert(hop);
+                Event::TrackNextHop(hop)
             } else {
-                self.told.remove(&address);
-                Event::UntrackNextHop(address)
+                self.told.remove(&hop);
+                Event::UntrackNextHop(hop)
             });
         }
         if let Some((address, failure)) = self.listeners.pop_first() {
@@ -83,6 +83,8 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::speaker::SpeakerConfig;
     use crate::types::{Asn, RouterId};
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn only_the_last_word_on_a_next_hop_is_told() {
-        let [a, b]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let [a, b] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|a| FibNextHop::from(IpAddr::from(a)));
         let mut outbox = Outbox::default();
         for _ in 0..1000 {
             outbox.track(a);

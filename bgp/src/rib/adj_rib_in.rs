@@ -12,7 +12,7 @@ use crate::rib::bitset::BitSet;
 use crate::rib::intern::AttrId;
 use crate::rib::path::{AcceptedBy, Path, SourceId};
 use crate::rib::{Rib, well_known};
-use crate::speaker::{MaxPrefixes, MaxPrefixesAction};
+use crate::speaker::{FibNextHop, MaxPrefixes, MaxPrefixesAction};
 use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::{NextHop, PathAttributes};
 use crate::wire::message::{Reach, Update};
@@ -31,7 +31,23 @@ pub(crate) struct ImportPolicy {
     pub(crate) max_prefixes: Option<MaxPrefixes>,
     /// Our address on the session: never a next hop that we could use (RFC 4271 6.3).
     pub(crate) own_address: IpAddr,
+    /// The interface that is shared with the peer; 0 if there is none.
     pub(crate) ifindex: u32,
+    /// The session itself runs between link-local addresses.
+    pub(crate) over_link_local: bool,
+}
+
+impl ImportPolicy {
+    /// Where packets for a next hop go. Of a global and a link-local address (RFC 2545 3) the global one, whose way the kernel
+    /// knows; on an unnumbered link it need not know any, so that there the link-local one on that link is right.
+    fn gateway(&self, hop: NextHop) -> FibNextHop {
+        let gateway = match hop {
+            NextHop::V6 { link_local: Some(link_local), .. } if self.over_link_local => link_local.into(),
+            hop => hop.addr(),
+        };
+        let scoped = matches!(gateway, IpAddr::V6(a) if a.is_unicast_link_local());
+        FibNextHop { gateway, ifindex: if scoped { self.ifindex } else { 0 } }
+    }
 }
 
 /// Why a route was not taken in.
@@ -323,7 +339,7 @@ impl Rib {
                 };
                 self.unrefuse(id, prefix);
                 self.attributes.retain(interned);
-                let hop = self.next_hops.intern(next_hop, policy.ifindex);
+                let hop = self.next_hops.intern(next_hop, policy.gateway(next_hop));
                 self.insert(prefix, Path::new(id, interned, hop, rule));
             }
             if let Some((_, interned, _)) = last {

@@ -1,7 +1,6 @@
 //! Path attributes and next hops behind small numbers: equal ones are stored once and counted.
 
 use std::hash::BuildHasher as _;
-use std::net::IpAddr;
 
 use hashbrown::HashTable;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -109,33 +108,32 @@ impl Attributes {
 /// All next hops in use and what is known of them.
 #[derive(Debug, Default)]
 pub(crate) struct NextHops {
-    by_key: FxHashMap<(NextHop, u32), u32>,
-    by_addr: FxHashMap<IpAddr, SmallVec<[u32; 1]>>,
+    by_key: FxHashMap<(NextHop, FibNextHop), u32>,
+    by_gateway: FxHashMap<FibNextHop, SmallVec<[u32; 1]>>,
     hops: Vec<NextHopSlot>,
     free: Vec<u32>,
-    tracking: Vec<(IpAddr, bool)>,
+    tracking: Vec<(FibNextHop, bool)>,
 }
 
 #[derive(Debug, Clone)]
 struct NextHopSlot {
     uses: u32,
     hop: NextHop,
-    ifindex: u32,
+    /// Where packets go, and what is tracked.
+    gateway: FibNextHop,
     state: Option<NextHopState>,
 }
 
 impl NextHops {
-    /// The number of this next hop, used once more. `ifindex` is the session's interface, kept for link-local ones only.
-    pub(crate) fn intern(&mut self, hop: NextHop, ifindex: u32) -> NextHopId {
-        let ifindex = if is_link_local(hop.addr()) { ifindex } else { 0 };
-        if let Some(id) = self.by_key.get(&(hop, ifindex)) {
+    /// The number of this next hop, used once more; its packets go to `gateway`.
+    pub(crate) fn intern(&mut self, hop: NextHop, gateway: FibNextHop) -> NextHopId {
+        if let Some(id) = self.by_key.get(&(hop, gateway)) {
             self.hops[*id as usize].uses += 1;
             return NextHopId(*id);
         }
-        let addr = hop.addr();
-        let siblings = self.by_addr.entry(addr).or_default();
+        let siblings = self.by_gateway.entry(gateway).or_default();
         let state = siblings.first().and_then(|s| self.hops[*s as usize].state);
-        let slot = NextHopSlot { uses: 1, hop, ifindex, state };
+        let slot = NextHopSlot { uses: 1, hop, gateway, state };
         let id = match self.free.pop() {
             Some(id) => {
                 self.hops[id as usize] = slot;
@@ -147,10 +145,10 @@ impl NextHops {
             }
         };
         if siblings.is_empty() {
-            self.tracking.push((addr, true));
+            self.tracking.push((gateway, true));
         }
         siblings.push(id);
-        self.by_key.insert((hop, ifindex), id);
+        self.by_key.insert((hop, gateway), id);
         NextHopId(id)
     }
 
@@ -161,15 +159,15 @@ impl NextHops {
         let slot = &mut self.hops[id.0 as usize];
         slot.uses -= 1;
         if slot.uses == 0 {
-            let (hop, ifindex) = (slot.hop, slot.ifindex);
+            let (hop, gateway) = (slot.hop, slot.gateway);
             slot.state = None;
-            self.by_key.remove(&(hop, ifindex));
+            self.by_key.remove(&(hop, gateway));
             self.free.push(id.0);
-            let siblings = self.by_addr.get_mut(&hop.addr()).expect("every hop is listed by its address");
+            let siblings = self.by_gateway.get_mut(&gateway).expect("every hop is listed by its gateway");
             siblings.retain(|s| *s != id.0);
             if siblings.is_empty() {
-                self.by_addr.remove(&hop.addr());
-                self.tracking.push((hop.addr(), false));
+                self.by_gateway.remove(&gateway);
+                self.tracking.push((gateway, false));
             }
         }
     }
@@ -189,15 +187,12 @@ impl NextHops {
 
     /// What the FIB needs; `None` for local routes.
     pub(crate) fn fib(&self, id: NextHopId) -> Option<FibNextHop> {
-        (id != NextHopId::LOCAL).then(|| {
-            let slot = &self.hops[id.0 as usize];
-            FibNextHop { gateway: slot.hop.addr(), ifindex: slot.ifindex }
-        })
+        (id != NextHopId::LOCAL).then(|| self.hops[id.0 as usize].gateway)
     }
 
     /// Notes what the shell found out. The ids whose state changed.
-    pub(crate) fn set_state(&mut self, addr: IpAddr, state: NextHopState) -> SmallVec<[NextHopId; 1]> {
-        let Some(ids) = self.by_addr.get(&addr) else {
+    pub(crate) fn set_state(&mut self, gateway: FibNextHop, state: NextHopState) -> SmallVec<[NextHopId; 1]> {
+        let Some(ids) = self.by_gateway.get(&gateway) else {
             return SmallVec::new();
         };
         let mut changed = SmallVec::new();
@@ -213,19 +208,12 @@ impl NextHops {
 
     /// Some next hop has had no answer yet.
     pub(crate) fn any_unknown(&self) -> bool {
-        self.by_addr.values().any(|ids| self.hops[ids[0] as usize].state.is_none())
+        self.by_gateway.values().any(|ids| self.hops[ids[0] as usize].state.is_none())
     }
 
     /// Next hops to start (`true`) or to stop watching, in order.
-    pub(crate) fn take_tracking(&mut self) -> Vec<(IpAddr, bool)> {
+    pub(crate) fn take_tracking(&mut self) -> Vec<(FibNextHop, bool)> {
         std::mem::take(&mut self.tracking)
-    }
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
     }
 }
 
@@ -278,39 +266,46 @@ mod tests {
         assert_eq!(all.len(), 5000);
     }
 
+    fn global() -> NextHop {
+        NextHop::V6 { global: "fd00::1".parse().unwrap(), link_local: None }
+    }
+
+    fn link_local(ifindex: u32) -> FibNextHop {
+        FibNextHop { gateway: "fe80::1".parse().unwrap(), ifindex }
+    }
+
+    const UP: NextHopState = NextHopState::Reachable { metric: 0, connected: true };
+
     #[test]
-    fn a_next_hop_is_tracked_by_address_from_first_to_last_use() {
+    fn a_next_hop_is_tracked_by_gateway_from_first_to_last_use() {
         let mut all = NextHops::default();
-        let addr: IpAddr = "fd00::1".parse().unwrap();
-        let plain = NextHop::V6 { global: "fd00::1".parse().unwrap(), link_local: None };
         let both =
             NextHop::V6 { global: "fd00::1".parse().unwrap(), link_local: Some("fe80::1".parse().unwrap()) };
-        let a = all.intern(plain, 3);
-        let b = all.intern(both, 3);
+        let gateway = FibNextHop::from(global().addr());
+        let a = all.intern(global(), gateway);
+        let b = all.intern(both, gateway);
         assert_ne!(a, b);
-        assert_eq!(all.take_tracking(), [(addr, true)]);
-        let up = NextHopState::Reachable { metric: 0, connected: true };
+        assert_eq!(all.take_tracking(), [(gateway, true)]);
         assert!(all.any_unknown());
-        assert_eq!(all.set_state(addr, up).len(), 2);
+        assert_eq!(all.set_state(gateway, UP).len(), 2);
         assert!(!all.any_unknown());
-        assert!(all.set_state(addr, up).is_empty(), "no news is no change");
+        assert!(all.set_state(gateway, UP).is_empty(), "no news is no change");
         all.release(a);
         assert!(all.take_tracking().is_empty());
-        assert_eq!(all.intern(plain, 4), a);
-        assert_eq!(all.state(a), Some(up), "a sibling knows already");
+        assert_eq!(all.intern(global(), gateway), a);
+        assert_eq!(all.state(a), Some(UP), "a sibling knows already");
         all.release(a);
         all.release(b);
-        assert_eq!(all.take_tracking(), [(addr, false)]);
+        assert_eq!(all.take_tracking(), [(gateway, false)]);
     }
 
     #[test]
-    fn the_interface_counts_for_link_local_next_hops_only() {
+    fn a_gateway_on_two_interfaces_is_two_next_hops() {
         let mut all = NextHops::default();
-        let ll = NextHop::V6 { global: "fe80::1".parse().unwrap(), link_local: None };
-        let (on_3, on_4) = (all.intern(ll, 3), all.intern(ll, 4));
+        let (on_3, on_4) = (all.intern(global(), link_local(3)), all.intern(global(), link_local(4)));
         assert_ne!(on_3, on_4);
-        assert_eq!(all.fib(on_3).unwrap().ifindex, 3);
-        let v4 = NextHop::V4("10.0.0.1".parse().unwrap());
-        assert_eq!(all.intern(v4, 3), all.intern(v4, 4));
+        assert_eq!(all.fib(on_3).unwrap(), link_local(3));
+        assert_eq!(all.set_state(link_local(3), UP).len(), 1);
+        assert_eq!((all.state(on_3), all.state(on_4)), (Some(UP), None));
     }
 }

@@ -164,12 +164,12 @@ impl Rib {
     }
 
     /// The shell's word on a next hop. Its paths are decided on at the next `settle`, all changed next hops in one pass.
-    pub(crate) fn set_next_hop(&mut self, addr: IpAddr, state: NextHopState) {
-        self.changed_hops.extend(self.next_hops.set_state(addr, state));
+    pub(crate) fn set_next_hop(&mut self, hop: FibNextHop, state: NextHopState) {
+        self.changed_hops.extend(self.next_hops.set_state(hop, state));
     }
 
     /// Next hops to start or to stop watching.
-    pub(crate) fn take_tracking(&mut self) -> Vec<(IpAddr, bool)> {
+    pub(crate) fn take_tracking(&mut self) -> Vec<(FibNextHop, bool)> {
         self.next_hops.take_tracking()
     }
 

@@ -77,9 +77,9 @@ pub enum Effect {
     /// Options that listeners need for this remote address (TCP MD5 lives on the listener); `None` takes them away.
     Listen(IpAddr, Option<SocketOptions>),
     /// Resolve and keep watching this next hop; answer with `set_next_hop`, now and at each change.
-    TrackNextHop(IpAddr),
+    TrackNextHop(FibNextHop),
     /// No path uses it any more.
-    UntrackNextHop(IpAddr),
+    UntrackNextHop(FibNextHop),
     /// Graceful restart of our own is over for this family: routes that we did not renew may be swept.
     RestartComplete(Family),
     /// Something that a person would notice; for logs and events.
@@ -124,11 +124,18 @@ pub struct RouteChange {
     pub next_hops: SmallVec<[FibNextHop; 1]>,
 }
 
-/// A next hop as the FIB needs it.
+/// A next hop as the FIB needs it, and as it is tracked: the same link-local address on two interfaces is two neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct FibNextHop {
     /// Gateway address; its family may differ from the prefix's (RFC 8950).
     pub gateway: IpAddr,
-    /// Interface, needed for link-local gateways; 0: whichever leads there.
+    /// Interface of a link-local gateway; 0 for any other: whichever leads there.
     pub ifindex: u32,
+}
+
+impl From<IpAddr> for FibNextHop {
+    /// A gateway that is not link-local.
+    fn from(gateway: IpAddr) -> Self {
+        FibNextHop { gateway, ifindex: 0 }
+    }
 }

@@ -107,7 +107,7 @@ impl Speaker {
             return;
         };
         let (own, shared) = (own_next_hops(&endpoints), shared_subnets(&endpoints));
-        let ifindex = endpoints.ifindex;
+        let ifindex = shared_link(&endpoints);
         let local = endpoints.local.ip();
         let old = peer.endpoints.replace(endpoints).map(|e| e.local.ip());
         self.use_local_address(local);
@@ -382,7 +382,8 @@ fn import_policy(
         filters: config.import.clone(),
         max_prefixes: config.max_prefixes,
         own_address: canonical(endpoints.local.ip()),
-        ifindex: endpoints.ifindex,
+        ifindex: shared_link(endpoints),
+        over_link_local: is_link_local(endpoints.remote.ip()),
     }
 }
 
@@ -421,12 +422,21 @@ fn own_next_hops(endpoints: &Endpoints) -> PerFamily<Option<NextHop>> {
     }
 }
 
+/// The interface on which the peer is a neighbour; 0 where it is farther away.
+fn shared_link(endpoints: &Endpoints) -> u32 {
+    if endpoints.connected { endpoints.ifindex } else { 0 }
+}
+
 /// The subnets in which the peer can reach a third party by itself. Of the session's own family the peer's address has to
 /// lie within; of the other one its address is not known, but it is on the link.
 fn shared_subnets(endpoints: &Endpoints) -> SmallVec<[Prefix; 2]> {
     let remote = canonical(endpoints.remote.ip());
     let shared = |s: &Prefix| s.addr().is_ipv4() != remote.is_ipv4() || s.contains_addr(remote);
     endpoints.subnets.iter().copied().filter(|s| endpoints.connected && shared(s)).collect()
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
 /// A dual-stack listener shows IPv4 peers as mapped addresses.

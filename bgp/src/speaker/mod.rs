@@ -133,8 +133,8 @@ impl Speaker {
     }
 
     /// The answer to `Effect::TrackNextHop`, and each later change.
-    pub fn set_next_hop(&mut self, now: Instant, addr: IpAddr, state: NextHopState) {
-        self.rib.set_next_hop(addr, state);
+    pub fn set_next_hop(&mut self, now: Instant, hop: impl Into<FibNextHop>, state: NextHopState) {
+        self.rib.set_next_hop(hop.into(), state);
         self.check_restart(now);
     }
 
@@ -210,10 +210,10 @@ impl Speaker {
     pub fn poll_effect(&mut self) -> Option<Effect> {
         if self.effects.is_empty() {
             self.rib.settle();
-            for (addr, watch) in self.rib.take_tracking() {
+            for (hop, watch) in self.rib.take_tracking() {
                 self.effects.push_back(match watch {
-                    true => Effect::TrackNextHop(addr),
-                    false => Effect::UntrackNextHop(addr),
+                    true => Effect::TrackNextHop(hop),
+                    false => Effect::UntrackNextHop(hop),
                 });
             }
             for id in self.rib.take_woken() {

@@ -61,7 +61,7 @@ pub enum NextHop {
 }
 
 impl NextHop {
-    /// The address by which the next hop is known and tracked (the global one where there are two).
+    /// The address by which the next hop is known (the global one where there are two).
     pub fn addr(self) -> IpAddr {
         match self {
             NextHop::V4(a) => a.into(),

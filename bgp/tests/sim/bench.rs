@@ -104,7 +104,7 @@ pub(crate) struct Bench {
     /// Every route change, in order.
     pub(crate) fib_log: Vec<(Prefix, Vec<IpAddr>)>,
     pub(crate) restart_complete: Vec<Family>,
-    pub(crate) tracked: BTreeMap<IpAddr, NextHopState>,
+    pub(crate) tracked: BTreeMap<FibNextHop, NextHopState>,
     /// What a next hop is answered with when it is first asked for; `None`: no answer yet.
     pub(crate) resolve: Option<NextHopState>,
     sent: BTreeMap<ConnId, BytesMut>,

@@ -178,7 +178,7 @@ impl World {
         };
         let addr = ip(&format!("10.0.0.{}", 100 + hop));
         // The shell tells about what it was asked to watch.
-        if self.b.tracked.contains_key(&addr) {
+        if self.b.tracked.contains_key(&addr.into()) {
             self.b.speaker.set_next_hop(self.b.now, addr, state);
             self.b.pump();
         }

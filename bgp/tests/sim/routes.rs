@@ -291,7 +291,7 @@ fn a_next_hop_is_tracked_while_a_path_uses_it() {
     b.resolve = Some(UP);
     b.withdraw(conn, &[X]);
     b.announce(conn, &["10.8.0.0/16"], &attributes(&[65001]), "10.0.0.2");
-    assert_eq!(b.tracked.keys().copied().collect::<Vec<_>>(), [ip("10.0.0.2")]);
+    assert_eq!(b.tracked.keys().copied().collect::<Vec<_>>(), [ip("10.0.0.2").into()]);
     b.withdraw(conn, &["10.8.0.0/16"]);
     assert!(b.tracked.is_empty());
 }

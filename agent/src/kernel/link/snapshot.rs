@@ -107,13 +107,16 @@ impl Snapshot {
         self.links.keys().filter(|i| up(self, i) && !up(new, i)).copied().collect()
     }
 
-    /// Whether anything but the coming and going of pods is different: a veth without an address carries no next hop.
+    /// Whether anything but the coming and going of pods is different. A link that gets its carrier back counts even without
+    /// an address: it may lead to a neighbour known by its link-local one.
     pub(super) fn relevant_change(&self, new: &Snapshot) -> bool {
         let carrying = |s: &Snapshot| -> Vec<(u32, Link)> {
             let holds = |index: &u32| s.addresses.iter().any(|(_, link)| link == index);
             s.links.iter().filter(|(index, _)| holds(index)).map(|(i, l)| (*i, l.clone())).collect()
         };
-        self.addresses != new.addresses
+        let returned = |(index, link): (&u32, &Link)| !link.up && new.links.get(index).is_some_and(|l| l.up);
+        self.links.iter().any(returned)
+            || self.addresses != new.addresses
             || self.ipv4 != new.ipv4
             || self.ipv6 != new.ipv6
             || carrying(self) != carrying(new)
@@ -153,6 +156,11 @@ impl Snapshot {
             route = self.route_to(next)?;
         }
         None
+    }
+
+    pub(super) fn neighbor(&self, hop: NextHop) -> Option<Egress> {
+        let up = self.links.get(&hop.ifindex).is_some_and(|l| l.up);
+        up.then_some(Egress { hop, metric: 0, connected: true })
     }
 
     /// The best usable entry of the longest match; never a default route.
@@ -268,6 +276,15 @@ mod tests {
     }
 
     #[test]
+    fn a_link_local_neighbour_is_as_reachable_as_its_link() {
+        let s = with_links(&[(2, true), (3, false)]);
+        let on = |ifindex| NextHop { gateway: ip("fe80::1"), ifindex };
+        assert_eq!(s.neighbor(on(2)), Some(Egress { hop: on(2), metric: 0, connected: true }));
+        assert_eq!((s.neighbor(on(3)), s.neighbor(on(4))), (None, None));
+        assert_eq!(s.egress(ip("fe80::1")), None, "without its interface it is nowhere");
+    }
+
+    #[test]
     fn pods_that_come_and_go_are_no_news_but_uplinks_are() {
         let uplink = |up| {
             let mut s = with_links(&[(2, up), (3, true)]);
@@ -280,5 +297,11 @@ mod tests {
         assert!(uplink(true).relevant_change(&uplink(false)));
         assert_eq!(uplink(true).gone_down(&uplink(false)), [2]);
         assert_eq!(with_pod.gone_down(&uplink(true)), [9]);
+    }
+
+    #[test]
+    fn an_unnumbered_link_that_comes_back_is_news() {
+        assert!(with_links(&[(2, false)]).relevant_change(&with_links(&[(2, true)])));
+        assert_eq!(with_links(&[(2, true)]).gone_down(&with_links(&[(2, false)])), [2]);
     }
 }
