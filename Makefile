@@ -38,7 +38,7 @@ bench: build ## side-by-side tables against the usual alternatives, in interleav
 	$(RELEASE)/manx-bench
 
 interop: deps ## sessions with BIRD, FRR, GoBGP and OpenBGPD in namespaces of their own
-	cargo test --locked --package manx-tests --features interop --test interop -- --test-threads 2
+	cargo test --locked --package manx-tests --test interop -- --test-threads 3
 
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_SECONDS ?= 60

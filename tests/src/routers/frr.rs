@@ -14,8 +14,6 @@ use crate::netns::Netns;
 use crate::process::Process;
 use crate::topology::{CLUSTER_V4, CLUSTER_V6, Machine, Topology};
 
-const DAEMONS: [&str; 3] = ["zebra", "staticd", "bgpd"];
-
 /// An FRR in a namespace.
 #[derive(Clone, Debug)]
 pub struct Frr {
@@ -29,7 +27,7 @@ impl Frr {
         Self { netns, dir }
     }
 
-    /// Writes its configuration and starts its daemons.
+    /// Writes its configuration and starts its daemons, bgpd last; bfdd where there is a block `bfd`.
     ///
     /// # Errors
     /// When a daemon does not start.
@@ -38,7 +36,10 @@ impl Frr {
         let conf = self.dir.join("frr.conf");
         std::fs::write(&conf, config).with_context(|| format!("cannot write {}", conf.display()))?;
         command::output(command::words("install -d -o frr -g frr").arg(self.socket_dir()))?;
-        DAEMONS.iter().map(|daemon| self.start_daemon(daemon)).collect()
+        // BFD has a daemon of its own. bgpd comes last: it registers with all the others.
+        let bfd = config.lines().any(|line| line.trim() == "bfd");
+        let daemons = ["zebra", "staticd"].into_iter().chain(bfd.then_some("bfdd")).chain(["bgpd"]);
+        daemons.map(|daemon| self.start_daemon(daemon)).collect()
     }
 
     /// Starts one of its daemons, with the configuration as it is on disk: again, after it was ended.

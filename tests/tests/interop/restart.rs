@@ -75,6 +75,19 @@ impl Fabric {
         [&self.bird, &self.frr]
     }
 
+    /// Waits until the spine has a path from each ToR.
+    fn spine_hears(&self, text: &str) {
+        for session in ["s0", "s1"] {
+            eventually(|| {
+                let shown = self.spine.bird().ask(&format!("show route for {text} protocol {session}"));
+                match shown {
+                    Ok(shown) if shown.contains(text) => Ok(()),
+                    other => Err(format!("no {text} over {session}: {other:?}")),
+                }
+            });
+        }
+    }
+
     /// Both ToRs hold our routes, and hold them as stale or not.
     fn hold_ours(&self, stale: bool) {
         for tor in self.tors() {
@@ -103,7 +116,8 @@ fn a_silent_restart_of_ours_is_not_seen_behind_the_tors() {
             }
         });
     }
-    OURS.iter().for_each(|text| drop(fabric.spine.learns(text)));
+    // Over both: until then FRR may still change its mind between us and the way round by the spine.
+    OURS.iter().for_each(|text| fabric.spine_hears(text));
     let before = withdrawals(&fabric.spine);
 
     node.stop(Shutdown::Silent);

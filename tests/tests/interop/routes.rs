@@ -100,10 +100,10 @@ fn one_external_session_carries_both_families_both_ways(
 
     // RFC 2918, both ways.
     if kind != Kind::Gobgp {
-        let sent = node.peer(2).messages.updates_sent;
+        let sent = node.peer(2).messages.sent.update;
         far.refresh(manx);
         eventually(|| {
-            let now = node.peer(2).messages.updates_sent;
+            let now = node.peer(2).messages.sent.update;
             if now >= sent + 2 {
                 Ok(())
             } else {
@@ -111,10 +111,10 @@ fn one_external_session_carries_both_families_both_ways(
             }
         });
     }
-    let received = node.peer(2).messages.updates_received;
+    let received = node.peer(2).messages.received.update;
     node.with(|speaker, now| speaker.reset(now, "n2", Reset::SoftIn));
     eventually(|| {
-        let now = node.peer(2).messages.updates_received;
+        let now = node.peer(2).messages.received.update;
         // OpenBGPD 7.7 counts the requests and sends nothing, whoever asks.
         let asked =
             kind == Kind::Openbgpd && far.tells(manx).contains("Request                  2          2");

@@ -185,9 +185,9 @@ fn a_wrong_as_is_refused_with_2_2_both_ways_and_not_dialled_in_a_loop() {
         std::thread::sleep(Duration::from_millis(200));
     }
     let dials = rack.counter(1, "TcpActiveOpens") - before;
-    // Each: at once, and after 1, 2 and 4 seconds less a quarter at most; five seconds where BIRD, which waits after an
-    // error as well, closes the connection without a word.
-    assert!((2..=8).contains(&dials), "{dials} connections in ten seconds");
+    // Each waits 1, 2 and 4 seconds after an error, 5 where BIRD, which waits as well, closes the connection without a word,
+    // all less a quarter at most: five dials. One more for the seconds that a busy machine adds to the ten.
+    assert!((2..=12).contains(&dials), "{dials} connections in ten seconds");
     assert_eq!(node.peer(4).flaps, flaps);
 }
 

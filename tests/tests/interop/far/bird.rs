@@ -73,6 +73,7 @@ fn protocol(number: usize, n: u8, asn: u32, session: &Session) -> String {
     line(session.graceful, "graceful restart on");
     // Internal peers are on the switch as well: no next hop is to be looked up.
     line(session.remote_as == asn, "direct");
+    text.push_str(&session.lines);
     for family in ["ipv4", "ipv6"] {
         let _ = writeln!(text, " {family} {{ import all; export filter to_peer; {} }};", session.extra);
     }

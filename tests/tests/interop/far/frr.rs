@@ -37,6 +37,7 @@ pub(super) fn config(n: u8, config: &Config) -> String {
         line(session.password.is_some(), &format!("password {}", session.password.unwrap_or_default()));
         line(session.ttl_security, "ttl-security hops 1");
         line(session.passive, "passive");
+        session.lines.lines().for_each(|words| line(true, words));
     }
     for (family, v4) in [("ipv4", true), ("ipv6", false)] {
         let _ = writeln!(text, " address-family {family} unicast");

@@ -65,6 +65,7 @@ pub(super) fn config(n: u8, config: &Config) -> String {
                     writeln!(text, "  [neighbors.afi-safis.mp-graceful-restart.config]\n   enabled = true");
             }
         }
+        text.push_str(&session.lines);
         text.push_str(&session.extra);
     }
     text.push_str(&config.extra);

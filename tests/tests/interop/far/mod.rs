@@ -42,8 +42,11 @@ pub(crate) struct Session {
     pub(crate) hold: u16,
     /// Graceful restart is offered: as helper and for its own restarts.
     pub(crate) graceful: bool,
-    /// Further lines inside the session, in the kind's own spelling.
+    /// Further lines for each of its families, in the kind's own spelling: of BIRD's channels and FRR's address families (for
+    /// FRR without "neighbor ADDRESS"); GoBGP and OpenBGPD have one place for both and take these after [`Session::lines`].
     pub(crate) extra: String,
+    /// Further lines for the session as a whole, in the same way: BFD, capabilities.
+    pub(crate) lines: String,
 }
 
 /// A session with Manx over IPv4.
@@ -59,6 +62,7 @@ pub(crate) fn session(remote_as: u32) -> Session {
         hold: 90,
         graceful: false,
         extra: String::new(),
+        lines: String::new(),
     }
 }
 

@@ -46,9 +46,7 @@ pub(super) fn config(n: u8, config: &Config) -> String {
         line(external && !session.ttl_security && !config.networks.is_empty(), "multihop 2");
         line(session.passive, "passive");
         line(session.client, "route-reflector");
-        for extra in session.extra.lines() {
-            line(true, extra);
-        }
+        session.lines.lines().chain(session.extra.lines()).for_each(|words| line(true, words));
         text.push_str("}\n");
     }
     text.push_str("allow from any\nallow to any\n");
