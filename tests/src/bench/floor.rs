@@ -23,6 +23,11 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_NH_ID: u16 = 30;
+const RTM_NEWNEXTHOP: u16 = 104;
+const NHA_ID: u16 = 1;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
 const AF_INET: u8 = 2;
 const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
@@ -30,6 +35,15 @@ const RTN_UNICAST: u8 = 1;
 /// A protocol number that is nobody's.
 const PROTOCOL: u8 = 201;
 const METRIC: u32 = 77;
+/// The id of the floor's own nexthop object.
+const NEXT_HOP_ID: u32 = 201;
+
+/// What a route points at.
+#[derive(Clone, Copy)]
+enum Via {
+    Gateway(Ipv4Addr, u32),
+    Id(u32),
+}
 
 /// A raw route socket in the namespace of the thread that opened it.
 #[derive(Debug)]
@@ -58,7 +72,26 @@ impl Floor {
     /// # Errors
     /// When the kernel refuses one.
     pub fn add(&mut self, prefixes: &[(Ipv4Addr, u8)], gateway: Ipv4Addr, ifindex: u32) -> Result<()> {
-        self.write(prefixes, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, Some((gateway, ifindex)))
+        self.write(prefixes, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, Some(Via::Gateway(gateway, ifindex)))
+    }
+
+    /// The same by a nexthop object, which is made first.
+    ///
+    /// # Errors
+    /// As [`Floor::add`].
+    pub fn add_by_id(&mut self, prefixes: &[(Ipv4Addr, u8)], gateway: Ipv4Addr, ifindex: u32) -> Result<()> {
+        let mut batch = Vec::new();
+        self.sequence += 1;
+        let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
+        message(&mut batch, self.sequence, RTM_NEWNEXTHOP, flags, |b| {
+            b.extend([AF_INET, 0, PROTOCOL, 0, 0, 0, 0, 0]);
+            attribute(b, NHA_ID, &NEXT_HOP_ID.to_ne_bytes());
+            attribute(b, NHA_OIF, &ifindex.to_ne_bytes());
+            attribute(b, NHA_GATEWAY, &gateway.octets());
+        });
+        send(self.socket.as_raw_fd(), &batch, MsgFlags::empty()).context("send")?;
+        self.wait_for(self.sequence)?;
+        self.write(prefixes, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, Some(Via::Id(NEXT_HOP_ID)))
     }
 
     /// Deletes IPv4 routes.
@@ -69,13 +102,7 @@ impl Floor {
         self.write(prefixes, RTM_DELROUTE, 0, None)
     }
 
-    fn write(
-        &mut self,
-        prefixes: &[(Ipv4Addr, u8)],
-        kind: u16,
-        flags: u16,
-        via: Option<(Ipv4Addr, u32)>,
-    ) -> Result<()> {
+    fn write(&mut self, prefixes: &[(Ipv4Addr, u8)], kind: u16, flags: u16, via: Option<Via>) -> Result<()> {
         let mut batch = Vec::with_capacity(BATCH * 64);
         for chunk in prefixes.chunks(BATCH) {
             batch.clear();
@@ -100,9 +127,13 @@ impl Floor {
                     ]);
                     attribute(b, RTA_DST, &address.octets());
                     attribute(b, RTA_PRIORITY, &METRIC.to_ne_bytes());
-                    if let Some((gateway, ifindex)) = via {
-                        attribute(b, RTA_GATEWAY, &gateway.octets());
-                        attribute(b, RTA_OIF, &ifindex.to_ne_bytes());
+                    match via {
+                        Some(Via::Gateway(gateway, ifindex)) => {
+                            attribute(b, RTA_GATEWAY, &gateway.octets());
+                            attribute(b, RTA_OIF, &ifindex.to_ne_bytes());
+                        }
+                        Some(Via::Id(id)) => attribute(b, RTA_NH_ID, &id.to_ne_bytes()),
+                        None => {}
                     }
                 });
             }

@@ -7,12 +7,14 @@ use comfy_table::{CellAlignment, Table, presets};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::time::{ClockId, clock_gettime};
 
+pub mod bgp;
 pub mod cni;
 pub mod fib;
 pub mod floor;
-pub mod injector;
 pub mod policy;
-pub mod routes;
+
+/// Routes where nobody asks for another number.
+pub const USUAL_ROUTES: u32 = 100_000;
 
 /// One measurement.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct Sample {
     pub cpu: Option<Duration>,
     /// Resident memory of whoever did the work afterwards, in kilobytes, where that means something.
     pub resident_kb: Option<u64>,
+    /// The longest time that a session waited for a KEEPALIVE of which one was due every second.
+    pub silence: Option<Duration>,
 }
 
 /// A line of a table: an alternative and its measurements.
@@ -65,16 +69,16 @@ impl Comparison {
         // Microseconds each for what is done by the thousand.
         let (unit, scale) = if self.operations >= 1000 { ("us", 1e6) } else { ("ms", 1e3) };
         let each = if many { " each" } else { "" };
-        table.set_header([
-            "",
-            &format!("{unit}{each}"),
-            "per second",
-            "ratio",
-            &format!("CPU {unit}"),
-            "ratio",
-            "RSS MB",
-            &format!("min-max {unit}"),
-        ]);
+        let silence = self.lines.iter().any(|line| line.samples.iter().any(|s| s.silence.is_some()));
+        let mut header: Vec<String> =
+            ["", &format!("{unit}{each}"), "per second", "ratio"].map(str::to_owned).into();
+        header.extend(
+            [&format!("CPU {unit}"), "ratio", "RSS MB", &format!("min-max {unit}")].map(str::to_owned),
+        );
+        if silence {
+            header.push("keepalive gap ms".to_owned());
+        }
+        table.set_header(header);
         let reference = self.lines.first();
         for line in &self.lines {
             let each = |d: Duration| d.as_secs_f64() * scale / f64::from(self.operations);
@@ -91,7 +95,7 @@ impl Comparison {
                 _ => "-".to_owned(),
             };
             let number = |value: Option<f64>| value.map_or("-".to_owned(), three_digits);
-            table.add_row([
+            let mut row = vec![
                 line.name.clone(),
                 number(wall),
                 wall.filter(|w| *w > 0.0 && many).map_or("-".to_owned(), |w| format!("{:.0}", scale / w)),
@@ -104,7 +108,12 @@ impl Comparison {
                     three_digits(walls().fold(f64::INFINITY, f64::min)),
                     three_digits(walls().fold(0.0, f64::max))
                 ),
-            ]);
+            ];
+            if silence {
+                let longest = line.samples.iter().filter_map(|s| s.silence).max();
+                row.push(longest.map_or("-".to_owned(), |gap| format!("{:.0}", gap.as_secs_f64() * 1e3)));
+            }
+            table.add_row(row);
         }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -143,7 +152,7 @@ pub fn time_here<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<
     let (started, cpu) = (Instant::now(), own_cpu());
     let value = work()?;
     let wall = started.elapsed();
-    Ok((value, Sample { wall, cpu: Some(own_cpu().saturating_sub(cpu)), resident_kb: None }))
+    Ok((value, Sample { wall, cpu: Some(own_cpu().saturating_sub(cpu)), ..Sample::default() }))
 }
 
 /// Times `work`, with the CPU time of the child processes that it waited for.
@@ -154,7 +163,7 @@ pub fn time_children<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Res
     let (started, cpu) = (Instant::now(), children_cpu());
     let value = work()?;
     let wall = started.elapsed();
-    Ok((value, Sample { wall, cpu: Some(children_cpu().saturating_sub(cpu)), resident_kb: None }))
+    Ok((value, Sample { wall, cpu: Some(children_cpu().saturating_sub(cpu)), ..Sample::default() }))
 }
 
 /// User and system time of this process and all its threads.

@@ -8,23 +8,36 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use manx_tests::bench;
+use manx_tests::bench::bgp::{Kind, Run};
+
+/// Routes of the big tables.
+const MANY: u32 = 1_000_000;
 
 /// Measures Manx beside the usual alternatives, in network namespaces of its own, in interleaved rounds.
+///
+/// One row alone, for instance a million routes through the RIB of Manx and BIRD, three times each:
+///     manx-bench rib --routes 1000000 --rounds 3 --with manx,bird
 #[derive(Parser)]
-#[command(name = "manx-bench", version)]
+#[command(name = "manx-bench", version, verbatim_doc_comment)]
 struct Cli {
     /// What to measure; everything when nothing is named.
     #[arg(value_enum)]
     what: Vec<What>,
     /// How often each alternative has its turn.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Routes.
-    #[arg(long, default_value_t = 100_000)]
-    routes: u32,
+    /// Routes of each row that asks for them; by default 100000, and for rib and fib a million as well.
+    #[arg(long)]
+    routes: Option<u32>,
     /// Pods a round.
     #[arg(long, default_value_t = 20)]
     pods: u32,
+    /// The BGP speakers that take part.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "manx,bird,frr,gobgp")]
+    with: Vec<Kind>,
+    /// FRR and GoBGP take part where they need minutes, too: with a million routes.
+    #[arg(long, env = "MANX_BENCH_FULL")]
+    full: bool,
     /// Where manx-agent and manx-cni are; by default where this program is.
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -32,10 +45,18 @@ struct Cli {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Routes a second into the kernel, against raw netlink.
+    /// Routes a second into the kernel by the FIB writer alone, against raw netlink.
+    Writer,
+    /// BGP: from session to session, no kernel routes; and their withdrawal.
+    Rib,
+    /// BGP: from the wire into the kernel and out again, beside raw netlink with the same routes.
     Fib,
-    /// Routes from the wire into the kernel, against BIRD; memory.
-    Routes,
+    /// BGP: routes over 5000 next hops.
+    NextHops,
+    /// BGP: 200 sessions.
+    Sessions,
+    /// BGP: two peers, 5000 routes: memory.
+    Small,
     /// CNI ADD and DEL, against ptp + host-local.
     Cni,
     /// A label and a policy to the kernel.
@@ -61,11 +82,33 @@ fn run(cli: &Cli) -> Result<()> {
     let prefix = format!("manx-bench-{}-", std::process::id());
     let chosen = |what| cli.what.is_empty() || cli.what.contains(&what);
     println!("{} rounds; load {}", cli.rounds, std::fs::read_to_string("/proc/loadavg")?.trim());
-    if chosen(What::Fib) {
-        bench::fib::run(&prefix, cli.rounds, cli.routes)?;
+    let run =
+        Run { prefix: prefix.clone(), bin_dir: bin_dir.clone(), rounds: cli.rounds, kinds: cli.with.clone() };
+    let usual = cli.routes.unwrap_or(bench::USUAL_ROUTES);
+    if chosen(What::Writer) {
+        bench::fib::run(&prefix, cli.rounds, usual)?;
     }
-    if chosen(What::Routes) {
-        bench::routes::run(&prefix, &bin_dir, cli.rounds, cli.routes)?;
+    if chosen(What::Small) {
+        bench::bgp::small(&run)?;
+    }
+    for (what, measure) in
+        [(What::Rib, bench::bgp::rib as fn(&Run, u32) -> Result<()>), (What::Fib, bench::bgp::fib)]
+    {
+        if !chosen(what) {
+            continue;
+        }
+        measure(&run, usual)?;
+        if cli.routes.is_none() {
+            let patient = |kind: &Kind| cli.full || matches!(kind, Kind::Manx | Kind::Bird);
+            let kinds = run.kinds.iter().copied().filter(patient).collect();
+            measure(&Run { kinds, ..run.clone() }, MANY)?;
+        }
+    }
+    if chosen(What::NextHops) {
+        bench::bgp::next_hops(&run, usual)?;
+    }
+    if chosen(What::Sessions) {
+        bench::bgp::sessions(&run)?;
     }
     if chosen(What::Cni) {
         bench::cni::run(&prefix, &bin_dir, cli.rounds, cli.pods)?;
