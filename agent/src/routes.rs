@@ -109,6 +109,9 @@ impl Routes {
             if self.local.contains(&prefix) {
                 return None;
             }
+            if change.blackhole {
+                return Some((prefix, Some(Route::Blackhole)));
+            }
             Some((prefix, Route::via(change.next_hops.iter().filter_map(|hop| next_hops.resolve(*hop)))))
         })
     }
@@ -127,11 +130,19 @@ mod tests {
 
     fn change(prefix: &str, gateways: &[&str]) -> RouteChange {
         let hop = |g: &&str| FibNextHop { gateway: g.parse().unwrap(), ifindex: 0 };
-        RouteChange { prefix: prefix.parse().unwrap(), next_hops: gateways.iter().map(hop).collect() }
+        let next_hops = gateways.iter().map(hop).collect();
+        RouteChange { prefix: prefix.parse().unwrap(), next_hops, blackhole: false }
     }
 
     fn ip(text: &str) -> FibNextHop {
         FibNextHop::from(text.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn what_a_peer_has_blackholed_is_discarded() {
+        let discard = RouteChange { blackhole: true, ..change("192.0.2.1/32", &[]) };
+        let wanted: Vec<_> = Routes::default().learned([discard], &NextHops::default()).collect();
+        assert_eq!(wanted, [("192.0.2.1/32".parse().unwrap(), Some(Route::Blackhole))]);
     }
 
     #[test]
@@ -177,6 +188,7 @@ mod tests {
         let change = || RouteChange {
             prefix: "10.200.2.0/24".parse().unwrap(),
             next_hops: [on(3), on(4)].into_iter().collect(),
+            blackhole: false,
         };
         let links = |hops: &NextHops| {
             let got = routes.learned([change()], hops).next().unwrap().1;

@@ -21,6 +21,11 @@ impl Asn {
     pub fn to_two_octets(self) -> u16 {
         u16::try_from(self.0).unwrap_or(Asn::TRANS.0 as u16)
     }
+
+    /// Reserved for private use (RFC 6996 5).
+    pub fn is_private(self) -> bool {
+        matches!(self.0, 64_512..=65_534 | 4_200_000_000..=4_294_967_294)
+    }
 }
 
 impl fmt::Display for Asn {

@@ -3,6 +3,7 @@
 use manx_bgp::filter::{Action, AsPathRegex, Filter, Match, Neighbor, PrefixRange, Rule, Set};
 use manx_bgp::types::{Family, Prefix};
 use manx_bgp::wire::attribute::LargeCommunity;
+use manx_bgp::wire::community::{parse_extended, parse_large, parse_standard};
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
@@ -31,6 +32,8 @@ struct RuleSpec {
     communities: Option<Vec<Scalar>>,
     #[serde(default)]
     large_communities: Option<Vec<Scalar>>,
+    #[serde(default)]
+    extended_communities: Option<Vec<Scalar>>,
     #[serde(default)]
     as_path_regex: Option<String>,
     #[serde(default)]
@@ -90,6 +93,12 @@ fn rule(raw: &RuleSpec, family: Family, path: &str, issues: &mut Issues) -> Rule
         prefix: prefix_range(raw, family, path, issues),
         communities: list(&at("communities"), raw.communities.as_ref(), community, issues),
         large_communities: list(&at("largeCommunities"), raw.large_communities.as_ref(), large, issues),
+        extended_communities: list(
+            &at("extendedCommunities"),
+            raw.extended_communities.as_ref(),
+            extended,
+            issues,
+        ),
         as_path: raw.as_path_regex.as_deref().and_then(|re| {
             issues
                 .take(at("asPathRegex"), AsPathRegex::new(re).map_err(|e| format!("{re}: {}", last_line(&e))))
@@ -165,24 +174,42 @@ fn changes(raw: &SetSpec, family: Family, path: &str, issues: &mut Issues) -> Se
         issues.add(at("nextHop"), format!("{ip}: not of the rule's family"));
     }
     let mut set = Set { local_pref, med, prepend, next_hop, ..Set::default() };
-    let both = |field: &str, raw: Option<&Vec<Scalar>>, issues: &mut Issues| {
-        let all = list(&at(field), raw, either, issues);
-        let standard =
-            all.iter().filter_map(|c| if let Community::Standard(c) = c { Some(*c) } else { None });
-        let large = all.iter().filter_map(|c| if let Community::Large(c) = c { Some(*c) } else { None });
-        (standard.collect::<Vec<_>>(), large.collect::<Vec<_>>())
-    };
-    (set.add_communities, set.add_large_communities) =
-        both("addCommunities", raw.add_communities.as_ref(), issues);
-    (set.remove_communities, set.remove_large_communities) =
-        both("removeCommunities", raw.remove_communities.as_ref(), issues);
+    let add = by_kind(&at("addCommunities"), raw.add_communities.as_ref(), issues);
+    set.add_communities = add.standard;
+    set.add_large_communities = add.large;
+    set.add_extended_communities = add.extended;
+    let remove = by_kind(&at("removeCommunities"), raw.remove_communities.as_ref(), issues);
+    set.remove_communities = remove.standard;
+    set.remove_large_communities = remove.large;
+    set.remove_extended_communities = remove.extended;
     if raw.set_communities.is_some() {
-        let (standard, large) = both("setCommunities", raw.set_communities.as_ref(), issues);
-        set.set_communities = Some(standard);
-        // An empty list clears the standard ones; large ones are replaced only by a list that names some.
-        set.set_large_communities = (!large.is_empty()).then_some(large);
+        let all = by_kind(&at("setCommunities"), raw.set_communities.as_ref(), issues);
+        set.set_communities = Some(all.standard);
+        // An empty list clears the standard ones; the other kinds are replaced only by a list that names some.
+        set.set_large_communities = (!all.large.is_empty()).then_some(all.large);
+        set.set_extended_communities = (!all.extended.is_empty()).then_some(all.extended);
     }
     set
+}
+
+/// A list in which communities of all kinds may stand.
+#[derive(Default)]
+struct Communities {
+    standard: Vec<u32>,
+    large: Vec<LargeCommunity>,
+    extended: Vec<u64>,
+}
+
+fn by_kind(path: &str, raw: Option<&Vec<Scalar>>, issues: &mut Issues) -> Communities {
+    let mut sorted = Communities::default();
+    for community in list(path, raw, either, issues) {
+        match community {
+            Community::Standard(c) => sorted.standard.push(c),
+            Community::Large(c) => sorted.large.push(c),
+            Community::Extended(c) => sorted.extended.push(c),
+        }
+    }
+    sorted
 }
 
 fn list<T>(
@@ -197,9 +224,13 @@ fn list<T>(
 enum Community {
     Standard(u32),
     Large(LargeCommunity),
+    Extended(u64),
 }
 
 fn either(text: &str) -> Result<Community, String> {
+    if let Some(c) = parse_extended(text) {
+        return Ok(Community::Extended(c));
+    }
     if text.matches(':').count() == 2 {
         return large(text).map(Community::Large);
     }
@@ -208,31 +239,22 @@ fn either(text: &str) -> Result<Community, String> {
 
 /// A standard community: two numbers of 16 bits, or the name of a well-known one.
 fn community(text: &str) -> Result<u32, String> {
-    let well_known = match text.to_ascii_lowercase().replace('_', "-").as_str() {
-        "graceful-shutdown" => Some(0xffff_0000),
-        "blackhole" => Some(0xffff_029a),
-        "no-export" => Some(0xffff_ff01),
-        "no-advertise" => Some(0xffff_ff02),
-        "no-export-subconfed" => Some(0xffff_ff03),
-        _ => None,
-    };
-    let pair = || {
-        let (high, low) = text.split_once(':')?;
-        Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
-    };
-    well_known.or_else(pair).ok_or_else(|| {
-        format!("{text}: must be a community such as 65001:7 (each half up to 65535), a large one such as 65001:1:2, or a well-known name such as no-export")
+    parse_standard(text).ok_or_else(|| {
+        format!("{text}: must be a community such as 65001:7 (each half up to 65535), a large one such as 65001:1:2, an extended one such as rt:65001:7, or a well-known name such as no-export")
     })
 }
 
 fn large(text: &str) -> Result<LargeCommunity, String> {
-    let numbers: Option<Vec<u32>> = text.split(':').map(|n| n.parse().ok()).collect();
-    match numbers.as_deref() {
-        Some([global, local1, local2]) => {
-            Ok(LargeCommunity { global: *global, local1: *local1, local2: *local2 })
-        }
-        _ => Err(format!("{text}: must be a large community, three numbers such as 65001:1:2")),
-    }
+    parse_large(text)
+        .ok_or_else(|| format!("{text}: must be a large community, three numbers such as 65001:1:2"))
+}
+
+fn extended(text: &str) -> Result<u64, String> {
+    parse_extended(text).ok_or_else(|| {
+        format!(
+            "{text}: must be an extended community such as rt:65001:7, soo:10.0.0.1:7 or 0x0002fde900000007"
+        )
+    })
 }
 
 fn host_or_prefix(text: &str) -> Result<Prefix, String> {
@@ -292,8 +314,9 @@ mod tests {
     fn every_condition_and_every_change_is_read() {
         let filter = validate(json!({"ipv6": [{
             "cidr": "fd00::/8", "le": 64, "communities": ["65001:7", "no-export"], "largeCommunities": ["1:2:3"],
+            "extendedCommunities": ["rt:65001:7"],
             "asPathRegex": "^65001_", "nextHop": "fd00:1::/64", "neighbor": "fd00:1::1", "action": "Accept",
-            "set": {"localPref": 1, "med": 2, "prepend": 3, "nextHop": "fd00::1", "addCommunities": ["1:2:3", "1:2"],
+            "set": {"localPref": 1, "med": 2, "prepend": 3, "nextHop": "fd00::1", "addCommunities": ["1:2:3", "1:2", "soo:1:2"],
                     "removeCommunities": ["blackhole"], "setCommunities": []}
         }]}))
         .unwrap()
@@ -305,6 +328,8 @@ mod tests {
         assert_eq!(rule.set.prepend, 3);
         assert_eq!(rule.set.add_communities, [1 << 16 | 2]);
         assert_eq!(rule.set.add_large_communities.len(), 1);
+        assert_eq!(rule.matches.extended_communities, [0x0002_fde9_0000_0007]);
+        assert_eq!(rule.set.add_extended_communities, [0x0003_0001_0000_0002]);
         assert_eq!(rule.set.remove_communities, [0xffff_029a]);
         assert_eq!(rule.set.set_communities, Some(vec![]));
         assert_eq!(rule.set.set_large_communities, None);
@@ -320,6 +345,7 @@ mod tests {
     #[case(json!({"action": "Accept", "communities": ["65536:1"]}), "spec.ipv4[0].communities[0]", "up to 65535")]
     #[case(json!({"action": "Accept", "communities": ["1:2", "seven"]}), "spec.ipv4[0].communities[1]", "65001:7")]
     #[case(json!({"action": "Accept", "largeCommunities": ["1:2"]}), "spec.ipv4[0].largeCommunities[0]", "three numbers")]
+    #[case(json!({"action": "Accept", "extendedCommunities": ["1:2"]}), "spec.ipv4[0].extendedCommunities[0]", "rt:65001:7")]
     #[case(json!({"action": "Accept", "asPathRegex": "("}), "spec.ipv4[0].asPathRegex", "unclosed group")]
     #[case(json!({"action": "Accept", "nextHop": "x"}), "spec.ipv4[0].nextHop", "must be an IPv4")]
     #[case(json!({"action": "Accept", "neighbor": "10.0.0.1/8"}), "spec.ipv4[0].neighbor", "10.0.0.0/8")]

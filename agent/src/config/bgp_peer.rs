@@ -39,6 +39,9 @@ pub struct BgpPeerSpec {
     next_hop: Option<String>,
     allow_as_in: Option<i64>,
     as_override: Option<bool>,
+    #[serde(rename = "removePrivateAS")]
+    remove_private_as: Option<bool>,
+    blackhole: Option<bool>,
     route_reflector_client: Option<bool>,
     password: Option<PasswordSpec>,
     max_prefixes: Option<MaxPrefixesSpec>,
@@ -132,6 +135,10 @@ pub struct BgpPeer {
     pub allow_as_in: u8,
     /// Replace the peer's AS by ours in AS_PATHs sent to it.
     pub as_override: bool,
+    /// Take private AS numbers out of AS_PATHs sent to it.
+    pub remove_private_as: bool,
+    /// Discard traffic to single addresses that it marks BLACKHOLE (RFC 7999).
+    pub blackhole: bool,
     /// It is our reflection client (RFC 4456).
     pub route_reflector_client: bool,
     /// Where the TCP MD5 key is; the session stays down while it cannot be found.
@@ -281,6 +288,8 @@ impl BgpPeer {
             next_hop,
             allow_as_in,
             as_override: spec.as_override.unwrap_or(false),
+            remove_private_as: spec.remove_private_as.unwrap_or(false),
+            blackhole: spec.blackhole.unwrap_or(false),
             route_reflector_client,
             password: spec.password.as_ref().map(|p| password(p, issues)),
             max_prefixes: max_prefixes(spec.max_prefixes.as_ref(), issues),
@@ -549,7 +558,7 @@ mod tests {
             "holdTime": "1m30s", "keepaliveTime": "30s", "connectRetry": "5s", "passive": true,
             "sourceAddress": "10.1.0.11", "ebgpMultihop": 2, "ttlSecurity": false, "families": ["ipv6", "ipv4"],
             "addPath": {"receive": true, "send": false}, "extendedNextHop": true, "nextHop": "Keep", "allowAsIn": 1,
-            "asOverride": true, "routeReflectorClient": false,
+            "asOverride": true, "removePrivateAS": true, "blackhole": true, "routeReflectorClient": false,
             "password": {"secretKeyRef": {"name": "tor-a", "key": "password"}},
             "maxPrefixes": {"limit": 5, "action": "Disable"},
             "bfd": {"minTx": "100ms", "minRx": "200ms", "multiplier": 3},

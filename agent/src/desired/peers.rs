@@ -77,6 +77,8 @@ fn declared(
         next_hop: peer.next_hop,
         allow_as_in: peer.allow_as_in,
         as_override: peer.as_override,
+        remove_private_as: peer.remove_private_as,
+        blackhole: peer.blackhole,
         route_reflector_client: peer.route_reflector_client,
         password,
         max_prefixes: Some(peer.max_prefixes),

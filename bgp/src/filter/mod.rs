@@ -94,6 +94,8 @@ pub struct Match {
     pub communities: Vec<u32>,
     /// All of these large communities are present.
     pub large_communities: Vec<LargeCommunity>,
+    /// All of these extended communities are present.
+    pub extended_communities: Vec<u64>,
     /// The AS_PATH, written as numbers with blanks between, matches.
     pub as_path: Option<AsPathRegex>,
     /// The next hop lies in this prefix.
@@ -198,6 +200,12 @@ pub struct Set {
     pub remove_large_communities: Vec<LargeCommunity>,
     /// Add these large communities.
     pub add_large_communities: Vec<LargeCommunity>,
+    /// Replace all extended communities.
+    pub set_extended_communities: Option<Vec<u64>>,
+    /// Remove these extended communities.
+    pub remove_extended_communities: Vec<u64>,
+    /// Add these extended communities.
+    pub add_extended_communities: Vec<u64>,
 }
 
 impl Set {
@@ -231,6 +239,13 @@ impl Set {
         attributes.large_communities.extend_from_slice(&self.add_large_communities);
         attributes.large_communities.sort_unstable();
         attributes.large_communities.dedup();
+        if let Some(all) = &self.set_extended_communities {
+            attributes.extended_communities.clone_from(all);
+        }
+        attributes.extended_communities.retain(|c| !self.remove_extended_communities.contains(c));
+        attributes.extended_communities.extend_from_slice(&self.add_extended_communities);
+        attributes.extended_communities.sort_unstable();
+        attributes.extended_communities.dedup();
     }
 }
 
@@ -296,6 +311,7 @@ impl<'a> Candidate<'a> {
         m.prefix.is_none_or(|range| range.contains(prefix))
             && m.communities.iter().all(|c| self.attributes.communities.contains(c))
             && m.large_communities.iter().all(|c| self.attributes.large_communities.contains(c))
+            && m.extended_communities.iter().all(|c| self.attributes.extended_communities.contains(c))
             && m.next_hop.is_none_or(|within| self.next_hop.is_some_and(|nh| within.contains_addr(nh.addr())))
             && match &m.neighbor {
                 None => true,
@@ -497,6 +513,14 @@ mod tests {
             ..Set::default()
         };
         set.apply(&mut a, Asn(64512));
+        let extended = Set {
+            set_extended_communities: Some(vec![9, 3]),
+            remove_extended_communities: vec![9],
+            add_extended_communities: vec![2, 3],
+            ..Set::default()
+        };
+        extended.apply(&mut a, Asn(64512));
+        assert_eq!(a.extended_communities, [2, 3]);
         assert_eq!(a.communities.as_slice(), [2, 3]);
         assert_eq!((a.local_pref, a.med), (Some(200), Some(7)));
         assert_eq!(as_path_text(&a.as_path), "64512 64512 65001");
@@ -508,11 +532,13 @@ mod tests {
         let mut a = attributes(&[65001]);
         a.communities = [7, 8].into_iter().collect();
         a.large_communities = vec![LargeCommunity { global: 1, local1: 2, local2: 3 }];
+        a.extended_communities = vec![5, 6];
         let nh = Some(NextHop::V4("10.0.0.9".parse().unwrap()));
         let c = Candidate::new(&a, nh, "tor", "10.0.0.1".parse().unwrap());
         let yes = Match {
             communities: vec![7, 8],
             large_communities: a.large_communities.clone(),
+            extended_communities: vec![6],
             next_hop: Some(p("10.0.0.0/24")),
             neighbor: Some(Neighbor::Address(p("10.0.0.1/32"))),
             as_path: Some(AsPathRegex::new("65001").unwrap()),
@@ -521,6 +547,7 @@ mod tests {
         assert!(c.satisfies(p("10.1.0.0/16"), &yes));
         for no in [
             Match { communities: vec![7, 9], ..yes.clone() },
+            Match { extended_communities: vec![7], ..yes.clone() },
             Match { next_hop: Some(p("10.0.1.0/24")), ..yes.clone() },
             Match { neighbor: Some(Neighbor::Name("other".into())), ..yes.clone() },
             Match { prefix: range("10.1.0.0/17", None, None), ..yes },

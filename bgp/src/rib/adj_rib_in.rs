@@ -8,13 +8,14 @@ use rustc_hash::FxHashMap;
 
 use crate::filter::defaults::{DefaultReject, reject_by_kind};
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
+use crate::rib::Rib;
 use crate::rib::bitset::BitSet;
 use crate::rib::intern::AttrId;
 use crate::rib::path::{AcceptedBy, Path, SourceId};
-use crate::rib::{Rib, well_known};
 use crate::speaker::{FibNextHop, MaxPrefixes, MaxPrefixesAction};
 use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::{NextHop, PathAttributes};
+use crate::wire::community::well_known;
 use crate::wire::message::{Reach, Update};
 
 /// What matters about a peer when its routes come in.
@@ -27,6 +28,8 @@ pub(crate) struct ImportPolicy {
     /// Our AS on this session, where it is not the speaker's.
     pub(crate) local_as: Option<Asn>,
     pub(crate) allow_as_in: u8,
+    /// BLACKHOLE is honoured (RFC 7999).
+    pub(crate) blackhole: bool,
     pub(crate) filters: Vec<Arc<Filter>>,
     pub(crate) max_prefixes: Option<MaxPrefixes>,
     /// Our address on the session: never a next hop that we could use (RFC 4271 6.3).
@@ -47,6 +50,21 @@ impl ImportPolicy {
         };
         let scoped = matches!(gateway, IpAddr::V6(a) if a.is_unicast_link_local());
         FibNextHop { gateway, ifindex: if scoped { self.ifindex } else { 0 } }
+    }
+
+    /// RFC 7999 3.3: traffic is discarded only for a peer that may ask for it, and only for single addresses: whoever
+    /// wants more than those gone withdraws the prefix. Anything else is a route like all others.
+    fn discards(&self, attributes: &PathAttributes, prefix: Prefix) -> bool {
+        self.blackhole
+            && prefix.len() == prefix.family().max_len()
+            && attributes.communities.contains(&well_known::BLACKHOLE)
+    }
+}
+
+/// RFC 7999 3.2: the wish stays within the AS of those who agreed to it.
+fn keep_within(set: &mut PathAttributes) {
+    if let Err(at) = set.communities.binary_search(&well_known::NO_EXPORT) {
+        set.communities.insert(at, well_known::NO_EXPORT);
     }
 }
 
@@ -292,7 +310,7 @@ impl Rib {
             let own_next_hop = hop == policy.own_address || self.protected.is_node(hop);
             let candidate = Candidate::new(&attributes, Some(reach.next_hop), &policy.name, policy.address);
             // Attributes as an accepting rule leaves them; prefixes of an UPDATE mostly meet the same rule.
-            let mut last: Option<(Option<RuleRef>, AttrId, NextHop)> = None;
+            let mut last: Option<((Option<RuleRef>, bool), AttrId, NextHop)> = None;
             for nlri in &reach.nlri {
                 let prefix = nlri.prefix;
                 if let Some(limit) = self.check_limit(id, policy, prefix) {
@@ -316,6 +334,7 @@ impl Rib {
                     continue;
                 }
                 let rule = filter::decide(&policy.filters, prefix, &candidate);
+                let discard = policy.discards(&attributes, prefix);
                 let refused = match rule.map(|r| (r, r.get(&policy.filters, reach.family).action)) {
                     Some((rule, Action::Reject)) => Some(Reject::Filter(rule)),
                     Some((_, Action::Accept)) => None,
@@ -326,21 +345,26 @@ impl Rib {
                     continue;
                 }
                 let (interned, next_hop) = match last {
-                    Some((for_rule, interned, next_hop)) if for_rule == rule => (interned, next_hop),
+                    Some((same, interned, next_hop)) if same == (rule, discard) => (interned, next_hop),
                     _ => {
                         if let Some((_, unused, _)) = last {
                             self.attributes.release(unused);
                         }
-                        let (set, next_hop) = apply_rule(policy, &attributes, reach, rule);
+                        let (mut set, next_hop) = apply_rule(policy, &attributes, reach, rule);
+                        if discard {
+                            keep_within(&mut set);
+                        }
                         let interned = self.attributes.intern(set);
-                        last = Some((rule, interned, next_hop));
+                        last = Some(((rule, discard), interned, next_hop));
                         (interned, next_hop)
                     }
                 };
                 self.unrefuse(id, prefix);
                 self.attributes.retain(interned);
                 let hop = self.next_hops.intern(next_hop, policy.gateway(next_hop));
-                self.insert(prefix, Path::new(id, interned, hop, rule));
+                let mut path = Path::new(id, interned, hop, rule);
+                path.set_blackhole(discard);
+                self.insert(prefix, path);
             }
             if let Some((_, interned, _)) = last {
                 self.attributes.release(interned);

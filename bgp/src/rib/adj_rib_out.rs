@@ -12,14 +12,15 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
+use crate::rib::Rib;
 use crate::rib::bitset::BitSet;
 use crate::rib::decision::local_pref;
 use crate::rib::intern::{AttrId, NextHopId};
 use crate::rib::path::{Path, SourceId};
-use crate::rib::{Rib, well_known};
 use crate::speaker::NextHopMode;
 use crate::types::{Asn, Family, PeerType, PerFamily, Prefix, RouterId};
 use crate::wire::attribute::{NextHop, PathAttributes};
+use crate::wire::community::{self, well_known};
 use crate::wire::message::Nlri;
 use crate::wire::{self, EncodeContext, EncodedAttributes};
 
@@ -36,6 +37,10 @@ pub(crate) struct ExportPolicy {
     /// Our AS on this session, where it is not the speaker's.
     pub(crate) local_as: Option<Asn>,
     pub(crate) as_override: bool,
+    /// Private AS numbers are taken out.
+    pub(crate) remove_private_as: bool,
+    /// It understands LLGR_STALE (RFC 9494).
+    pub(crate) long_lived: bool,
     /// It is our reflection client.
     pub(crate) client: bool,
     pub(crate) next_hop: NextHopMode,
@@ -62,6 +67,8 @@ pub(crate) enum Withheld {
     NoAdvertise,
     /// NO_EXPORT or NO_EXPORT_SUBCONFED.
     NoExport,
+    /// LLGR_STALE, and the peer has no long-lived graceful restart (RFC 9494 4.6).
+    LongLivedStale,
     /// We have no address of the family to give as next hop.
     NoOwnAddress,
     /// A filter rule said so.
@@ -81,6 +88,9 @@ impl Withheld {
             Withheld::NotReflected => "internal route, and neither end is a reflection client".to_owned(),
             Withheld::NoAdvertise => "community NO_ADVERTISE".to_owned(),
             Withheld::NoExport => "community NO_EXPORT".to_owned(),
+            Withheld::LongLivedStale => {
+                "community LLGR_STALE, and the peer has no long-lived graceful restart".to_owned()
+            }
             Withheld::NoOwnAddress => format!("no {family} address on the session's interface"),
             Withheld::Filter(rule) => format!("export {}", rule.describe(filters, family)),
             Withheld::Default => "export default: only originated and reflected routes".to_owned(),
@@ -388,6 +398,9 @@ impl Rib {
         {
             return Err(Withheld::NoExport);
         }
+        if has(well_known::LLGR_STALE) && !policy.long_lived {
+            return Err(Withheld::LongLivedStale);
+        }
         let prefix = self.tables[family].prefix(slot);
         let next_hop = self.next_hops.get(best.next_hop);
         let candidate = Candidate::new(attributes, next_hop, &policy.name, policy.address);
@@ -465,14 +478,13 @@ impl Rib {
                 if key.kind != Kind::Local {
                     set.med = None;
                 }
-                if policy.as_override {
-                    let ours = policy.local_as.unwrap_or(self.identity.asn);
-                    for asn in set.as_path.segments.iter_mut().flat_map(|s| &mut s.asns) {
-                        if *asn == policy.remote_as {
-                            *asn = ours;
-                        }
-                    }
+                if policy.remove_private_as {
+                    set.as_path.remove_private(policy.remote_as);
                 }
+                if policy.as_override {
+                    set.as_path.replace(policy.remote_as, policy.local_as.unwrap_or(self.identity.asn));
+                }
+                set.extended_communities.retain(|c| community::is_transitive(*c));
                 set.local_pref = None;
                 set.originator_id = None;
                 set.cluster_list.clear();
@@ -496,8 +508,12 @@ impl Rib {
                 .apply(&mut set, policy.local_as.unwrap_or(self.identity.asn));
         }
         if policy.peer_type == PeerType::External {
-            filter::prepend(&mut set.as_path, self.identity.asn);
-            if let Some(local_as) = policy.local_as.filter(|a| *a != self.identity.asn) {
+            let local_as = policy.local_as.filter(|a| *a != self.identity.asn);
+            // Behind another AS of ours a private one is as private as a customer's.
+            if !(policy.remove_private_as && local_as.is_some() && self.identity.asn.is_private()) {
+                filter::prepend(&mut set.as_path, self.identity.asn);
+            }
+            if let Some(local_as) = local_as {
                 filter::prepend(&mut set.as_path, local_as);
             }
         }

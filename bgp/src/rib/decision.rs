@@ -13,6 +13,7 @@ use crate::rib::path::{Path, SourceId, Step, Verdict};
 use crate::speaker::NextHopState;
 use crate::types::{Asn, PeerType};
 use crate::wire::attribute::{AsPath, Origin, PathAttributes, SegmentKind};
+use crate::wire::community::well_known;
 
 /// LOCAL_PREF of a route that has none (RFC 4271 leaves the number open; all implementations use this one).
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -71,6 +72,10 @@ impl Facts<'_> {
     fn excluded(&self, path: &Path) -> Option<Verdict> {
         if path.is_protected() {
             return Some(Verdict::Protected);
+        }
+        // What is discarded here needs no way to its next hop.
+        if path.is_blackhole() {
+            return None;
         }
         match self.next_hops.state(path.next_hop) {
             None => Some(Verdict::NextHopUnknown),
@@ -138,6 +143,9 @@ pub(crate) fn decide(paths: &mut [Path], facts: Facts<'_>) {
 
 fn eliminate(paths: &mut [Path], alive: &mut SmallVec<[usize; 8]>, facts: Facts<'_>) {
     keep_lowest(paths, alive, Step::Local, |p| p.source != SourceId::LOCAL);
+    keep_lowest(paths, alive, Step::LongLivedStale, |p| {
+        facts.set(p).communities.contains(&well_known::LLGR_STALE)
+    });
     keep_lowest(paths, alive, Step::Preference, |p| std::cmp::Reverse(local_pref(facts.set(p))));
     keep_lowest(paths, alive, Step::AsPathLength, |p| as_path_length(&facts.set(p).as_path));
     keep_lowest(paths, alive, Step::Origin, |p| origin_rank(facts.set(p).origin));
@@ -199,6 +207,7 @@ fn mark_multipath(paths: &mut [Path], equal: SmallVec<[usize; 8]>, best: usize, 
     }
     let mut equal: SmallVec<[usize; 8]> = equal
         .into_iter()
+        .filter(|i| paths[*i].is_blackhole() == paths[best].is_blackhole())
         .filter(|i| facts.multipath.relax || facts.set(&paths[*i]).as_path == facts.set(&paths[best]).as_path)
         .collect();
     equal.sort_by_key(|i| {

@@ -16,7 +16,22 @@ use crate::wire::attribute::PathAttributes;
 #[derive(PartialEq, Eq)]
 struct Selection {
     best: Option<(SourceId, AttrId, NextHopId)>,
-    next_hops: SmallVec<[FibNextHop; 1]>,
+    forwarding: Forwarding,
+}
+
+/// What becomes of packets for a prefix.
+#[derive(PartialEq, Eq)]
+pub(super) struct Forwarding {
+    /// They go to one of these, sorted; none: they are for this node, for nobody, or discarded.
+    pub(super) next_hops: SmallVec<[FibNextHop; 1]>,
+    /// They are discarded (RFC 7999).
+    pub(super) blackhole: bool,
+}
+
+impl Forwarding {
+    fn is_none(&self) -> bool {
+        self.next_hops.is_empty() && !self.blackhole
+    }
 }
 
 impl Rib {
@@ -87,8 +102,9 @@ impl Rib {
         let was_empty = paths.is_empty();
         match paths.iter_mut().find(|p| p.source == path.source) {
             Some(old) => {
-                let same = (old.attributes, old.next_hop, old.is_explicit(), old.is_protected())
-                    == (path.attributes, path.next_hop, path.is_explicit(), path.is_protected());
+                let marks = |p: &Path| (p.is_explicit(), p.is_protected(), p.is_blackhole());
+                let same = (old.attributes, old.next_hop, marks(old))
+                    == (path.attributes, path.next_hop, marks(&path));
                 if same {
                     // A peer that restarted says again what it said before: no news for anyone.
                     old.set_stale(false);
@@ -232,7 +248,7 @@ impl Rib {
         };
         decision::decide(self.tables[family].paths_mut(slot), facts);
         let after = self.selection(family, slot);
-        if after.next_hops != before.next_hops {
+        if after.forwarding != before.forwarding {
             self.fib[family].dirty.insert(slot);
         }
         if after.best != before.best {
@@ -244,20 +260,24 @@ impl Rib {
         let best = self.tables[family].paths(slot).first().filter(|p| p.is_best());
         Selection {
             best: best.map(|p| (p.source, p.attributes, p.next_hop)),
-            next_hops: self.fib_next_hops(family, slot),
+            forwarding: self.forwarding(family, slot),
         }
     }
 
-    /// Where packets for a slot's prefix go, sorted; empty if nowhere or if they are for this node.
-    pub(super) fn fib_next_hops(&self, family: Family, slot: u32) -> SmallVec<[FibNextHop; 1]> {
-        let paths = self.tables[family].paths(slot).iter().filter(|p| p.is_multipath());
-        let mut hops: SmallVec<[FibNextHop; 1]> =
-            paths.filter_map(|p| self.next_hops.fib(p.next_hop)).collect();
-        if hops.len() > 1 {
-            hops.sort_unstable();
-            hops.dedup();
+    /// What becomes of packets for a slot's prefix.
+    pub(super) fn forwarding(&self, family: Family, slot: u32) -> Forwarding {
+        let paths = self.tables[family].paths(slot);
+        if paths.first().is_some_and(|p| p.is_best() && p.is_blackhole()) {
+            return Forwarding { next_hops: SmallVec::new(), blackhole: true };
         }
-        hops
+        let used = paths.iter().filter(|p| p.is_multipath());
+        let mut next_hops: SmallVec<[FibNextHop; 1]> =
+            used.filter_map(|p| self.next_hops.fib(p.next_hop)).collect();
+        if next_hops.len() > 1 {
+            next_hops.sort_unstable();
+            next_hops.dedup();
+        }
+        Forwarding { next_hops, blackhole: false }
     }
 
     /// Who believes in a slot: peers it was advertised to, and the FIB.
@@ -283,16 +303,19 @@ impl Rib {
             };
             queue.dirty.remove(slot);
             queue.cursor = slot + 1;
-            let next_hops = self.fib_next_hops(family, slot);
+            let forwarding = self.forwarding(family, slot);
             let prefix = self.tables[family].prefix(slot);
-            if next_hops.is_empty() {
+            let nothing = forwarding.is_none();
+            let Forwarding { next_hops, blackhole } = forwarding;
+            let change = RouteChange { prefix, next_hops, blackhole };
+            if nothing {
                 if self.fib[family].told.remove(slot) {
                     self.tables[family].released(slot);
-                    return Some(RouteChange { prefix, next_hops });
+                    return Some(change);
                 }
             } else {
                 self.fib[family].told.insert(slot);
-                return Some(RouteChange { prefix, next_hops });
+                return Some(change);
             }
         }
     }

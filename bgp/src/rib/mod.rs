@@ -165,11 +165,3 @@ pub(crate) fn local_attributes() -> PathAttributes {
         unknown: Vec::new(),
     }
 }
-
-/// Well-known communities (RFC 1997, RFC 8326).
-pub(crate) mod well_known {
-    pub(crate) const GRACEFUL_SHUTDOWN: u32 = 0xFFFF_0000;
-    pub(crate) const NO_EXPORT: u32 = 0xFFFF_FF01;
-    pub(crate) const NO_ADVERTISE: u32 = 0xFFFF_FF02;
-    pub(crate) const NO_EXPORT_SUBCONFED: u32 = 0xFFFF_FF03;
-}

@@ -69,6 +69,8 @@ pub(crate) enum Verdict {
 pub(crate) enum Step {
     /// A route of this node's own is there.
     Local,
+    /// Long-lived stale paths come last (RFC 9494 4.3).
+    LongLivedStale,
     /// Degree of preference (RFC 4271 9.1.1): LOCAL_PREF.
     Preference,
     /// 9.1.2.2 a: AS_PATH length.
@@ -94,6 +96,7 @@ impl Step {
     pub(crate) fn letter(self) -> &'static str {
         match self {
             Step::Local => "local",
+            Step::LongLivedStale => "llgr",
             Step::Preference => "preference",
             Step::AsPathLength => "a",
             Step::Origin => "b",
@@ -111,6 +114,7 @@ const MULTIPATH: u8 = 1;
 const STALE: u8 = 2;
 const PROTECTED: u8 = 4;
 const EXPLICIT: u8 = 8;
+const BLACKHOLE: u8 = 16;
 
 impl Path {
     /// A fresh path that nothing has been decided about. Where a filter rule accepted it the defaults have no say.
@@ -172,6 +176,15 @@ impl Path {
 
     pub(crate) fn is_explicit(&self) -> bool {
         self.flags & EXPLICIT != 0
+    }
+
+    /// Traffic to the prefix is to be discarded here (RFC 7999).
+    pub(crate) fn is_blackhole(&self) -> bool {
+        self.flags & BLACKHOLE != 0
+    }
+
+    pub(crate) fn set_blackhole(&mut self, on: bool) {
+        self.set_flag(BLACKHOLE, on);
     }
 
     fn set_flag(&mut self, flag: u8, on: bool) {

@@ -6,10 +6,10 @@ use crate::filter;
 use crate::rib::Rib;
 use crate::rib::decision::{as_path_length, local_pref, neighbor_as};
 use crate::rib::path::{Path, SourceId, Step, Verdict};
-use crate::rib::well_known;
 use crate::speaker::{AsPathItem, ExportView, FibNextHop, RouteView};
 use crate::types::{Family, PeerType, Prefix};
-use crate::wire::attribute::{LargeCommunity, NextHop, Origin, PathAttributes, SegmentKind};
+use crate::wire::attribute::{NextHop, Origin, PathAttributes, SegmentKind};
+use crate::wire::community::{extended_text, large_text, standard_text};
 
 /// How a peer is called.
 pub(crate) struct PeerName<'a> {
@@ -103,7 +103,7 @@ impl Rib {
     pub(crate) fn next_hops_of(&self, prefix: Prefix) -> Vec<FibNextHop> {
         let family = prefix.family();
         let slot = self.tables[family].find(prefix);
-        slot.map_or_else(Vec::new, |slot| self.fib_next_hops(family, slot).into_vec())
+        slot.map_or_else(Vec::new, |slot| self.forwarding(family, slot).next_hops.into_vec())
     }
 
     /// What became of a prefix towards each peer with a session.
@@ -151,7 +151,7 @@ impl Rib {
         let table = &self.tables[family];
         let slot = table.longest_match(addr, |s| table.paths(s).first().is_some_and(Path::is_best))?;
         let view = self.path_view(family, slot, &table.paths(slot)[0], name);
-        Some((table.prefix(slot), self.fib_next_hops(family, slot).into_vec(), view))
+        Some((table.prefix(slot), self.forwarding(family, slot).next_hops.into_vec(), view))
     }
 
     fn by_prefix(&self, family: Family, mut slots: Vec<u32>) -> Vec<u32> {
@@ -193,6 +193,7 @@ impl Rib {
             best: path.is_best(),
             multipath: path.is_multipath(),
             stale: path.is_stale(),
+            blackhole: path.is_blackhole(),
             accepted_by: self.accepted_by(path, family),
             ..empty_view(table.prefix(slot))
         };
@@ -220,6 +221,7 @@ impl Rib {
         let (l, b) = (self.attributes.get(loser.attributes), self.attributes.get(best.attributes));
         match step {
             Step::Local => "originated here".to_owned(),
+            Step::LongLivedStale => "long-lived stale after one that is not".to_owned(),
             Step::Preference => format!("LOCAL_PREF lower ({} < {})", local_pref(l), local_pref(b)),
             Step::AsPathLength => {
                 format!("AS path longer ({} > {})", as_path_length(&l.as_path), as_path_length(&b.as_path))
@@ -262,12 +264,14 @@ fn empty_view(prefix: Prefix) -> RouteView {
         multipath: false,
         stale: false,
         filtered: false,
+        blackhole: false,
         as_path: Vec::new(),
         origin: None,
         med: None,
         local_pref: None,
         communities: Vec::new(),
         large_communities: Vec::new(),
+        extended_communities: Vec::new(),
         originator_id: None,
         cluster_list: Vec::new(),
         lost_at: None,
@@ -301,8 +305,9 @@ fn describe_attributes(view: &mut RouteView, set: &PathAttributes) {
     view.origin = Some(origin_name(set.origin));
     view.med = set.med;
     view.local_pref = Some(local_pref(set));
-    view.communities = set.communities.iter().map(|c| community_text(*c)).collect();
-    view.large_communities = set.large_communities.iter().map(large_community_text).collect();
+    view.communities = set.communities.iter().map(|c| standard_text(*c)).collect();
+    view.large_communities = set.large_communities.iter().map(large_text).collect();
+    view.extended_communities = set.extended_communities.iter().map(|c| extended_text(*c)).collect();
     view.originator_id = set.originator_id.map(|id| id.addr());
     view.cluster_list.clone_from(&set.cluster_list);
 }
@@ -313,20 +318,4 @@ fn origin_name(origin: Origin) -> &'static str {
         Origin::Egp => "egp",
         Origin::Incomplete => "incomplete",
     }
-}
-
-/// A standard community as people write it: the well-known name, or "AS:value".
-fn community_text(community: u32) -> String {
-    match community {
-        well_known::GRACEFUL_SHUTDOWN => "graceful-shutdown".to_owned(),
-        well_known::NO_EXPORT => "no-export".to_owned(),
-        well_known::NO_ADVERTISE => "no-advertise".to_owned(),
-        well_known::NO_EXPORT_SUBCONFED => "no-export-subconfed".to_owned(),
-        c => format!("{}:{}", c >> 16, c & 0xffff),
-    }
-}
-
-/// A large community as people write it (RFC 8092 5).
-fn large_community_text(c: &LargeCommunity) -> String {
-    format!("{}:{}:{}", c.global, c.local1, c.local2)
 }

@@ -137,6 +137,10 @@ pub struct PeerConfig {
     pub allow_as_in: u8,
     /// Replace the peer's AS by ours in AS_PATHs sent to it.
     pub as_override: bool,
+    /// Take private AS numbers (RFC 6996) out of AS_PATHs sent to it, wherever they stand, but for its own.
+    pub remove_private_as: bool,
+    /// Honour BLACKHOLE (RFC 7999) in its routes to single addresses: traffic to them is discarded.
+    pub blackhole: bool,
     /// This internal peer is our reflection client (RFC 4456).
     pub route_reflector_client: bool,
     /// TCP MD5 key (RFC 2385).
@@ -176,6 +180,8 @@ impl PeerConfig {
             next_hop: NextHopMode::Self_,
             allow_as_in: 0,
             as_override: false,
+            remove_private_as: false,
+            blackhole: false,
             route_reflector_client: false,
             password: None,
             max_prefixes: None,

@@ -115,13 +115,15 @@ pub enum NextHopState {
     },
 }
 
-/// A Loc-RIB change for the FIB: all equal-cost next hops of the prefix, sorted; empty means remove.
+/// A Loc-RIB change for the FIB: all equal-cost next hops of the prefix, sorted. None and no blackhole means remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteChange {
     /// The prefix.
     pub prefix: Prefix,
     /// Forward to any of these.
     pub next_hops: SmallVec<[FibNextHop; 1]>,
+    /// Discard what goes there (RFC 7999); there are no next hops then.
+    pub blackhole: bool,
 }
 
 /// A next hop as the FIB needs it, and as it is tracked: the same link-local address on two interfaces is two neighbours.

@@ -20,7 +20,7 @@ use crate::speaker::{
 use crate::types::{Asn, Family, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::NextHop;
 use crate::wire::iana::{cease, error};
-use crate::wire::message::{Message, Notification, RefreshKind, RouteRefresh, Update};
+use crate::wire::message::{Capability, Message, Notification, RefreshKind, RouteRefresh, Update};
 use crate::wire::{self, DecodeContext};
 
 /// So many closed connections of a peer may wait for their last words to be fetched.
@@ -379,6 +379,7 @@ fn import_policy(
         remote_as: n.remote_as,
         local_as: config.local_as.filter(|a| *a != speaker_as),
         allow_as_in: config.allow_as_in,
+        blackhole: config.blackhole,
         filters: config.import.clone(),
         max_prefixes: config.max_prefixes,
         own_address: canonical(endpoints.local.ip()),
@@ -400,6 +401,11 @@ fn export_policy(
         remote_as: n.remote_as,
         local_as: config.local_as.filter(|a| *a != speaker_as),
         as_override: config.as_override,
+        remove_private_as: config.remove_private_as,
+        long_lived: n
+            .remote_capabilities
+            .iter()
+            .any(|c| matches!(c, Capability::LongLivedGracefulRestart(_))),
         client: config.route_reflector_client,
         next_hop: config.next_hop,
         filters: config.export.clone(),

@@ -146,12 +146,13 @@ impl Speaker {
 
     /// What a session that stays up has to follow.
     fn change_policy(&mut self, now: Instant, id: u32, old: &PeerConfig, new: &PeerConfig) {
-        let import = (&old.import, old.allow_as_in, old.max_prefixes)
-            != (&new.import, new.allow_as_in, new.max_prefixes);
+        let import = (&old.import, old.allow_as_in, old.max_prefixes, old.blackhole)
+            != (&new.import, new.allow_as_in, new.max_prefixes, new.blackhole);
         if import {
             self.rib.update_import_policy(SourceId(id), |p| {
                 p.filters.clone_from(&new.import);
                 p.allow_as_in = new.allow_as_in;
+                p.blackhole = new.blackhole;
                 p.max_prefixes = new.max_prefixes;
             });
             self.rib.forget_accepting_rules(SourceId(id));
@@ -166,13 +167,14 @@ impl Speaker {
             }
         }
         let client = old.route_reflector_client != new.route_reflector_client;
-        let export =
-            (&old.export, old.next_hop, old.as_override) != (&new.export, new.next_hop, new.as_override);
+        let export = (&old.export, old.next_hop, old.as_override, old.remove_private_as)
+            != (&new.export, new.next_hop, new.as_override, new.remove_private_as);
         if export || client {
             self.rib.update_export_policy(id, |p| {
                 p.filters.clone_from(&new.export);
                 p.next_hop = new.next_hop;
                 p.as_override = new.as_override;
+                p.remove_private_as = new.remove_private_as;
                 p.client = new.route_reflector_client;
             });
         }

@@ -284,6 +284,8 @@ pub struct RouteView {
     pub multipath: bool,
     /// Kept from before its peer's restart.
     pub stale: bool,
+    /// Traffic to it is discarded here (RFC 7999).
+    pub blackhole: bool,
     /// Refused on import; only the reason was kept.
     pub filtered: bool,
     /// AS_PATH, nearest first.
@@ -298,11 +300,13 @@ pub struct RouteView {
     pub communities: Vec<String>,
     /// Large communities, "1:2:3".
     pub large_communities: Vec<String>,
+    /// Extended communities, "rt:65001:7", or as one hexadecimal number.
+    pub extended_communities: Vec<String>,
     /// ORIGINATOR_ID.
     pub originator_id: Option<Ipv4Addr>,
     /// CLUSTER_LIST.
     pub cluster_list: Vec<Ipv4Addr>,
-    /// The step that beat it: "local", "preference", "a" to "g" of RFC 4271 9.1.2.2, "cluster" (RFC 4456 9).
+    /// The step that beat it: "local", "llgr" (RFC 9494), "preference", "a" to "g" of RFC 4271 9.1.2.2, "cluster" (RFC 4456 9).
     pub lost_at: Option<&'static str>,
     /// Why it lost, is not eligible or was refused.
     pub reason: Option<String>,

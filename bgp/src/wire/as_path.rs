@@ -110,6 +110,14 @@ impl AsPath {
         }
     }
 
+    /// Takes private AS numbers (RFC 6996) out, but for `except`: by its own number the neighbour knows a loop.
+    pub fn remove_private(&mut self, except: Asn) {
+        for segment in &mut self.segments {
+            segment.asns.retain(|asn| *asn == except || !asn.is_private());
+        }
+        self.segments.retain(|segment| !segment.asns.is_empty());
+    }
+
     /// The path without confederation segments, as it leaves a confederation.
     pub(crate) fn without_confed(&self) -> AsPath {
         AsPath { segments: self.segments.iter().filter(|s| !s.kind.is_confed()).cloned().collect() }
@@ -267,6 +275,17 @@ mod tests {
         let mut none = AsPath::default();
         none.prepend(Asn(1), 0);
         assert!(none.is_empty());
+    }
+
+    #[test]
+    fn private_numbers_are_taken_out_wherever_they_are_but_for_the_neighbours_own() {
+        let mut p = path(&[(Sequence, &[64512, 3, 4_200_000_000, 65534, 65001]), (Set, &[64600, 64601])]);
+        p.remove_private(Asn(65001));
+        assert_eq!(p, path(&[(Sequence, &[3, 65001])]));
+        let mut borders = path(&[(Sequence, &[64511, 65535, 4_199_999_999, 4_294_967_295])]);
+        let public = borders.clone();
+        borders.remove_private(Asn(1));
+        assert_eq!(borders, public);
     }
 
     #[test]

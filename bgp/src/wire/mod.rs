@@ -11,6 +11,7 @@ pub mod as_path;
 pub mod attribute;
 pub mod capability;
 pub mod codec;
+pub mod community;
 pub mod error;
 pub mod header;
 pub mod iana;

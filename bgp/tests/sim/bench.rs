@@ -1,6 +1,6 @@
 //! One speaker on a bench: the test is the shell and the far side, message by message, on a virtual clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,8 @@ pub(crate) struct Bench {
     pub(crate) facts: Vec<PeerFact>,
     pub(crate) listening: BTreeMap<IpAddr, SocketOptions>,
     pub(crate) fib: BTreeMap<Prefix, Vec<IpAddr>>,
+    /// Where traffic is discarded.
+    pub(crate) discarded: BTreeSet<Prefix>,
     /// Every route change, in order.
     pub(crate) fib_log: Vec<(Prefix, Vec<IpAddr>)>,
     pub(crate) restart_complete: Vec<Family>,
@@ -128,6 +130,7 @@ impl Bench {
             facts: Vec::new(),
             listening: BTreeMap::new(),
             fib: BTreeMap::new(),
+            discarded: BTreeSet::new(),
             fib_log: Vec::new(),
             restart_complete: Vec::new(),
             tracked: BTreeMap::new(),
@@ -144,12 +147,13 @@ impl Bench {
                 idle = false;
                 let hops: Vec<IpAddr> = change.next_hops.iter().map(|h| h.gateway).collect();
                 self.fib_log.push((change.prefix, hops.clone()));
-                if hops.is_empty() {
-                    assert!(
-                        self.fib.remove(&change.prefix).is_some(),
-                        "{} removed but never there",
-                        change.prefix
-                    );
+                let was_there =
+                    self.fib.remove(&change.prefix).is_some() | self.discarded.remove(&change.prefix);
+                if change.blackhole {
+                    assert!(hops.is_empty(), "{} is discarded and forwarded", change.prefix);
+                    self.discarded.insert(change.prefix);
+                } else if hops.is_empty() {
+                    assert!(was_there, "{} removed but never there", change.prefix);
                 } else {
                     self.fib.insert(change.prefix, hops);
                 }
@@ -283,12 +287,21 @@ impl Bench {
     }
 
     pub(crate) fn announce(&mut self, conn: ConnId, prefixes: &[&str], set: &PathAttributes, next_hop: &str) {
-        let family = p(prefixes[0]).family();
-        let ctx = EncodeContext::modern(PeerType::Internal);
         let next_hop = match ip(next_hop) {
             IpAddr::V4(a) => NextHop::V4(a),
             IpAddr::V6(global) => NextHop::V6 { global, link_local: None },
         };
+        self.announce_all(conn, prefixes, set, next_hop);
+    }
+
+    /// With a next hop of any form.
+    pub(crate) fn announce_with(&mut self, conn: ConnId, prefix: &str, set: &PathAttributes, hop: NextHop) {
+        self.announce_all(conn, &[prefix], set, hop);
+    }
+
+    fn announce_all(&mut self, conn: ConnId, prefixes: &[&str], set: &PathAttributes, next_hop: NextHop) {
+        let family = p(prefixes[0]).family();
+        let ctx = EncodeContext::modern(PeerType::Internal);
         let mut out = BytesMut::new();
         let mut nlri = prefixes.iter().map(|s| Nlri { prefix: p(s), path_id: 0 }).peekable();
         let encoded = EncodedAttributes::new(set, &ctx);

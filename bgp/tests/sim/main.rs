@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 mod bench;
+mod communities;
 mod convergence;
 mod history;
 mod net;
