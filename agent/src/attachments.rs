@@ -4,7 +4,8 @@
 //! at the next start. Every look compares all of it with what the engine was told last; a node has some hundred pods, and
 //! reading their entries takes well under a millisecond.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use anyhow::Context;
 use manx_cni::store::{Attachment, Store};
 use manx_policy::model::{Endpoint, EndpointId, PodRef, Update};
 use notify::{RecursiveMode, Watcher};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::api::facts::SharedFacts;
 use crate::delta::{Change, changes};
@@ -33,6 +34,7 @@ pub struct Follower {
     known: Endpoints,
     policy: Option<PolicyHandle>,
     facts: SharedFacts,
+    addresses: watch::Sender<Addresses>,
     asking: mpsc::Sender<Look>,
     asked: mpsc::Receiver<Look>,
 }
@@ -41,7 +43,13 @@ impl Follower {
     /// A follower; the policy thread has been told of `known`.
     pub fn new(store: Store, known: Endpoints, policy: Option<PolicyHandle>, facts: SharedFacts) -> Self {
         let (asking, asked) = mpsc::channel(LOOKS);
-        Follower { store, known, policy, facts, asking, asked }
+        let (addresses, _) = watch::channel(held(&known));
+        Follower { store, known, policy, facts, addresses, asking, asked }
+    }
+
+    /// The addresses that attached pods hold, now and whenever they change.
+    pub fn addresses(&self) -> watch::Receiver<Addresses> {
+        self.addresses.subscribe()
     }
 
     /// The way to ask for a look.
@@ -103,9 +111,22 @@ impl Follower {
         if let Some(policy) = &self.policy {
             policy.update(difference(&self.known, &now));
         }
+        let addresses = held(&now);
+        self.addresses.send_if_modified(|told| {
+            let changed = *told != addresses;
+            *told = addresses;
+            changed
+        });
         self.known = now;
         true
     }
+}
+
+/// Addresses of pods.
+pub type Addresses = BTreeSet<IpAddr>;
+
+fn held(endpoints: &Endpoints) -> Addresses {
+    endpoints.values().flat_map(|e| e.addresses.iter().copied()).collect()
 }
 
 /// Attachments by container id and interface, as the policy engine knows them.

@@ -39,7 +39,7 @@ impl CniConfig {
             pod_cidrs: intent.pod_cidrs.clone(),
             mtu: intent.mtu,
             interface_prefix: self.interface_prefix.clone(),
-            ..NodeConfig::default()
+            pools: intent.pools.clone(),
         };
         config.write(&self.run_dir).context("cannot tell the CNI plugin about this node")
     }

@@ -4,6 +4,7 @@
 //! source -> desired -+-> bgp::Speaker -> routes -> kernel::fib
 //!                    +-> policy (worker thread) -> kernel::{ipset, iptables}
 //!                    +-> cni_config (node.json, conflist)
+//!                    +-> egress_nat (its own thread)
 //! api <- all of them, read only
 //! ```
 //!
@@ -19,6 +20,7 @@ pub mod cni_server;
 pub mod config;
 pub mod delta;
 pub mod desired;
+pub mod egress_nat;
 pub mod health;
 pub mod kernel;
 pub mod leaks;

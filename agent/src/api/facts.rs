@@ -41,6 +41,10 @@ pub struct Facts {
     pub cni_blocked: Option<String>,
     /// Attachments held.
     pub attachments: u64,
+    /// What pods send out of the cluster is translated.
+    pub egress_nat: bool,
+    /// Why that is not in the kernel as it should be; `None`: it is.
+    pub egress_error: Option<String>,
     /// Settings of the namespace that cost something, failed kernel work.
     pub kernel_problems: Vec<StatusProblem>,
 }

@@ -195,6 +195,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
             conflist: facts.conflist.clone(),
             pod_cidrs: facts.pod_cidrs.clone(),
             attachments: Some(facts.attachments),
+            egress_nat: Some(if facts.egress_nat { "Masquerade" } else { "Off" }.to_owned()),
         }),
         kernel: kernel_status(&api, facts.kernel_problems),
         ..Default::default()

@@ -105,25 +105,6 @@ impl NetworkConfiguration {
         };
         issues.finish(NetworkConfiguration { cluster_cidrs, egress_nat, address_pools, mtu })
     }
-
-    /// What it says and this version does not do.
-    pub fn unsupported(&self) -> Vec<Issue> {
-        let mut issues = Vec::new();
-        if self.egress_nat.is_some() {
-            issues.push(Issue {
-                path: "spec.egressNat.mode".to_owned(),
-                reason: "this version does not translate: pods leave the cluster with their own addresses"
-                    .to_owned(),
-            });
-        }
-        if !self.address_pools.is_empty() {
-            issues.push(Issue {
-                path: "spec.addressPools".to_owned(),
-                reason: "this version gives no fixed addresses".to_owned(),
-            });
-        }
-        issues
-    }
 }
 
 #[cfg(test)]
@@ -153,12 +134,5 @@ mod tests {
     fn what_is_wrong_is_named_by_its_path(#[case] spec: serde_json::Value, #[case] path: &str) {
         let issues = validate(spec).unwrap_err();
         assert_eq!(issues.iter().map(|i| i.path.as_str()).collect::<Vec<_>>(), [path]);
-    }
-
-    #[test]
-    fn what_is_read_but_not_done_is_named() {
-        let spec = json!({"egressNat": {"mode": "Masquerade"}, "addressPools": [{"name": "fixed", "cidrs": ["10.250.0.0/24"]}]});
-        let paths: Vec<_> = validate(spec).unwrap().unsupported().into_iter().map(|i| i.path).collect();
-        assert_eq!(paths, ["spec.egressNat.mode", "spec.addressPools"]);
     }
 }

@@ -7,9 +7,11 @@
 //! ```text
 //! Update -> Desired -+-> bgp(local addresses)  -> BgpIntent
 //!                    +-> node(uplink MTU)      -> NodeIntent
+//!                    +-> egress_nat()          -> EgressIntent
 //! Update -> policy::update                      -> manx_policy::Update
 //! ```
 
+mod addresses;
 mod peers;
 pub mod policy;
 
@@ -21,12 +23,15 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use manx_bgp::speaker::PeerConfig;
 use manx_bgp::types::{Asn, Prefix, RouterId};
+use manx_cni::node::AddressPool;
 use sha2::{Digest, Sha256};
 
 use crate::api::bgp::PeerInfo;
 use crate::config::{BgpConfiguration, BgpPeer, NetworkConfiguration};
 use crate::source::{Kind, Node, Object, ObjectKey, Secret};
 use crate::view::StatusProblem;
+
+pub use addresses::EgressIntent;
 
 /// MTU of pod interfaces while no uplink is known: what Ethernet carries.
 const DEFAULT_MTU: u32 = 1500;
@@ -42,6 +47,8 @@ pub struct Desired {
     secrets: BTreeMap<String, Secret>,
     bgp: BgpConfiguration,
     network: NetworkConfiguration,
+    /// Addresses that pods of this node hold.
+    attached: BTreeSet<IpAddr>,
 }
 
 /// What the speaker should be and do.
@@ -101,6 +108,8 @@ pub struct NodeIntent {
     pub pod_cidrs: Vec<IpNetwork>,
     /// MTU of pod interfaces, bytes.
     pub mtu: u32,
+    /// Ranges outside them from which a pod may ask for a fixed address.
+    pub pools: Vec<AddressPool>,
 }
 
 impl Desired {
@@ -115,6 +124,7 @@ impl Desired {
             secrets: BTreeMap::new(),
             bgp: BgpConfiguration::default(),
             network: NetworkConfiguration::default(),
+            attached: BTreeSet::new(),
         }
     }
 
@@ -170,7 +180,7 @@ impl Desired {
                 graceful_restart: self.bgp.graceful_restart,
             }),
             peers,
-            originate: node.pod_cidrs.iter().copied().map(Prefix::from).collect(),
+            originate: self.originated(node),
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
             problems: Vec::new(),
@@ -181,7 +191,7 @@ impl Desired {
     pub fn node(&self, uplink_mtu: Option<u32>) -> Option<NodeIntent> {
         let node = self.this_node().filter(|n| !n.pod_cidrs.is_empty())?;
         let mtu = self.network.mtu.or(uplink_mtu).unwrap_or(DEFAULT_MTU);
-        Some(NodeIntent { pod_cidrs: node.pod_cidrs.clone(), mtu })
+        Some(NodeIntent { pod_cidrs: node.pod_cidrs.clone(), mtu, pools: self.pools() })
     }
 
     fn asn_of(&self, node: &Node) -> Asn {

@@ -144,3 +144,57 @@ fn pod_addresses_need_a_pod_cidr_and_take_the_uplinks_mtu() {
     d.remove(&ObjectKey { kind: Kind::Node, namespace: String::new(), name: "n1".to_owned() });
     assert_eq!(d.node(Some(9000)), None);
 }
+
+fn network(yaml: &str) -> Object {
+    let spec: crate::config::NetworkConfigurationSpec = serde_saphyr::from_str(yaml).unwrap();
+    Object::NetworkConfiguration(crate::config::NetworkConfiguration::validate(spec).unwrap())
+}
+
+fn shown<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
+}
+
+#[test]
+fn a_fixed_address_is_advertised_only_from_a_declared_pool_and_while_a_pod_holds_it() {
+    let pools = network("addressPools: [{name: fixed, cidrs: [10.250.0.0/24, 'fd00:250::/64']}]");
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &["10.200.1.0/24"])), pools]);
+    assert_eq!(d.node(None).unwrap().pools[0].name, "fixed");
+    let held = ["10.200.1.7", "10.250.0.5", "fd00:250::5", "192.0.2.1"];
+    d.set_attached(held.iter().map(|ip| ip.parse().unwrap()).collect());
+    assert_eq!(shown(d.bgp(&[]).originate), ["10.200.1.0/24", "10.250.0.5/32", "fd00:250::5/128"]);
+    d.set_attached(BTreeSet::new());
+    assert_eq!(shown(d.bgp(&[]).originate), ["10.200.1.0/24"]);
+}
+
+#[test]
+fn egress_nat_is_off_until_asked_for_and_never_meets_pods_or_nodes() {
+    let nodes = || {
+        let mut far = node("n2", &["10.0.0.2", "fd00::2"], &["10.200.2.0/24", "fd00:200:2::/64"]);
+        far.external_ips = vec!["203.0.113.2".parse().unwrap()];
+        [Object::Node(node("n1", &["10.0.0.1"], &["10.200.1.0/24", "fd00:200:1::/64"])), Object::Node(far)]
+    };
+    assert_eq!(desired(nodes()).egress_nat(), None);
+    let pools = "addressPools: [{name: fixed, cidrs: [10.250.0.0/24]}]\nclusterCIDRs: [10.200.0.0/16]\n";
+    let on = format!("{pools}egressNat: {{mode: Masquerade, excludeCIDRs: [192.168.0.0/16]}}");
+    let mut d = desired(nodes().into_iter().chain([network(&on)]));
+    d.set_attached(["10.200.1.7", "10.250.0.5"].iter().map(|ip| ip.parse().unwrap()).collect());
+    let intent = d.egress_nat().unwrap();
+    assert_eq!(shown(&intent.sources), ["10.200.1.0/24", "10.250.0.5/32", "fd00:200:1::/64"]);
+    let inside = shown(&intent.inside);
+    for prefix in [
+        "10.200.0.0/16",
+        "10.200.2.0/24",
+        "10.0.0.1/32",
+        "10.0.0.2/32",
+        "203.0.113.2/32",
+        "10.250.0.0/24",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "fd00:200:2::/64",
+        "fd00::2/128",
+        "fe80::/10",
+    ] {
+        assert!(inside.iter().any(|p| p == prefix), "{prefix}: {inside:?}");
+    }
+}

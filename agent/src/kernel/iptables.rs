@@ -116,11 +116,14 @@ pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), Iptab
 pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
     let program = backend.program(family, "save");
     let output = run(&program, &mut Command::new(&program), None)?;
-    let saved = String::from_utf8_lossy(&output.stdout).into_owned();
-    // It leaves the table out, says so in a comment and calls that success: rules would be taken for gone.
+    whole(&program, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// It leaves a table out, says so in a comment and calls that success: rules would be taken for gone.
+fn whole(program: &str, saved: String) -> Result<String, IptablesError> {
     match saved.lines().find(|line| line.starts_with("# Table") && line.contains("incompatible")) {
         Some(line) => Err(IptablesError::Refused {
-            program,
+            program: program.to_owned(),
             message: format!(
                 "{}: rules that another nft program put there must go to a table of their own",
                 line.trim_start_matches("# ")
@@ -128,6 +131,22 @@ pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
         }),
         None => Ok(saved),
     }
+}
+
+/// One table, as `iptables-save -t` prints it; a table that is not there is empty.
+///
+/// # Errors
+/// As those of [`save`].
+pub fn save_table(backend: Backend, family: Family, table: &str) -> Result<String, IptablesError> {
+    // iptables-legacy-save makes the table where there is none.
+    if backend == Backend::Legacy
+        && legacy_tables(family).is_none_or(|tables| !tables.iter().any(|t| t == table))
+    {
+        return Ok(String::new());
+    }
+    let program = backend.program(family, "save");
+    let output = run(&program, Command::new(&program).args(["-t", table]), None)?;
+    whole(&program, String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The tables of iptables-legacy that are loaded in this namespace; `None`: its modules are not.

@@ -12,6 +12,7 @@
 //! Everything acts in the network namespace of the thread that opens it.
 
 pub mod cleanup;
+pub mod egress_nat;
 pub mod fib;
 pub mod ipset;
 pub mod iptables;

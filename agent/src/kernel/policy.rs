@@ -7,6 +7,7 @@ use manx_policy::model::Family as PolicyFamily;
 use manx_policy::plan::{Observed, Outcome, Plan, Step, StepResult, Wants};
 
 use super::Family;
+use super::egress_nat;
 use super::ipset::{IpsetError, Ipsets};
 use super::iptables::{self, Backend, IptablesError};
 
@@ -62,7 +63,14 @@ impl PolicyKernel {
                 rules.push((family, iptables::save(self.backend, family.into())?));
             }
         }
-        let sets = if wants.sets { Some(self.sets.list(&SET_PREFIXES)?) } else { None };
+        let sets = match wants.sets {
+            true => {
+                let mut sets = self.sets.list(&SET_PREFIXES)?;
+                sets.retain(|set| !egress_nat::is_ours(&set.name));
+                Some(sets)
+            }
+            false => None,
+        };
         Ok(Observed { at: SystemTime::now(), rules, sets })
     }
 

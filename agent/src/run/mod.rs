@@ -4,6 +4,7 @@
 //! source ---+            +--> speaker (its own thread)
 //! speaker --+--> Loop ---+--> fib (its own thread)
 //! links ----+            +--> policy (its own thread)
+//! pods -----+            +--> egress NAT (its own thread)
 //! signals --+            +--> node.json, conflist
 //! ```
 //!
@@ -24,8 +25,10 @@ use tokio::sync::mpsc;
 
 use crate::api::facts::SharedFacts;
 use crate::api::server::Api;
+use crate::attachments::Addresses;
 use crate::cni_config::CniConfig;
-use crate::desired::{self, BgpIntent, Desired, NodeIntent};
+use crate::desired::{self, BgpIntent, Desired, EgressIntent, NodeIntent};
+use crate::egress_nat::EgressHandle;
 use crate::health::Health;
 use crate::kernel::Family;
 use crate::kernel::fib::FibHandle;
@@ -79,6 +82,8 @@ enum Event {
     Bgp(net::Event),
     /// Links, addresses or other owners' routes changed.
     Link(LinkEvent),
+    /// Pods of this node hold these addresses now.
+    Attached(Addresses),
     /// The packet filter took a change, or refused it.
     Policy(policy_worker::Kernel),
     /// A task that must not end has ended.
@@ -99,6 +104,9 @@ struct Loop {
     fib: Option<FibHandle>,
     bgp: Option<BgpHandle>,
     cni: Option<CniConfig>,
+    egress: Option<EgressHandle>,
+    /// What the thread of egress NAT was told last; the outer `None`: nothing yet.
+    translated: Option<Option<EgressIntent>>,
     /// Routes of a predecessor were in the kernel at the start.
     inherited: bool,
     /// Families of which the speaker has not said yet that they can be swept.
@@ -132,6 +140,10 @@ impl Loop {
                 self.facts.with(|f| f.policy = kernel);
                 self.tell_plugin();
                 Ok(())
+            }
+            Event::Attached(addresses) => {
+                self.desired.set_attached(addresses);
+                self.reconcile().await
             }
             Event::Broken(e) => Err(e),
         }
@@ -250,7 +262,17 @@ impl Loop {
             self.reconcile_bgp()?;
         }
         self.tell_plugin();
+        self.reconcile_egress();
         Ok(())
+    }
+
+    fn reconcile_egress(&mut self) {
+        let Some(egress) = &self.egress else { return };
+        let intent = self.desired.egress_nat();
+        if self.translated.as_ref() != Some(&intent) {
+            egress.set(intent.clone());
+            self.translated = Some(intent);
+        }
     }
 
     /// node.json and the conflist, in this order, once pods can be attached safely.

@@ -141,6 +141,12 @@ impl Loop {
                 "sorts before Manx's conflist, so that the runtime uses that network: remove it".to_owned(),
             ..StatusProblem::default()
         }));
+        let egress = self.facts.with(|f| f.egress_error.clone());
+        problems.push(egress.map(|reason| StatusProblem {
+            object: Some("egress NAT".to_owned()),
+            reason,
+            ..StatusProblem::default()
+        }));
         problems.into_iter().flatten().collect()
     }
 }

@@ -28,7 +28,7 @@ use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
 use crate::source::manifest_dir;
 use crate::view::paths;
-use crate::{leaks, sockets, web};
+use crate::{egress_nat, leaks, sockets, web};
 
 /// Reading a predecessor's million routes takes a third of a second; more than this means that the kernel is in trouble.
 const FIRST_DUMP: Duration = Duration::from_secs(30);
@@ -60,6 +60,18 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     };
     if let Some(store) = &store {
         let follower = Follower::new(store.clone(), attached, policy.clone(), facts.clone());
+        let mut addresses = follower.addresses();
+        let to = events.clone();
+        tokio::spawn(async move {
+            // The first of them was there from the beginning.
+            addresses.mark_changed();
+            while addresses.changed().await.is_ok() {
+                let held = addresses.borrow_and_update().clone();
+                if to.send(Event::Attached(held)).await.is_err() {
+                    return;
+                }
+            }
+        });
         if options.enabled(Feature::Cni) {
             let socket = sockets::listen(&run_dir, &options.run_dir.join(manx_cni::agent::SOCKET), 0o600)?;
             let server = CniServer { policy: policy.clone(), facts: facts.clone(), look: follower.look() };
@@ -82,6 +94,19 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         node_name: options.node_name.clone(),
         interface_prefix: options.pod_interface_prefix.clone(),
     });
+    let egress = match options.enabled(Feature::Cni) {
+        true => {
+            let backend = match backend(&options) {
+                Some(backend) => backend,
+                None => Backend::detect().context("egress NAT cannot be kept")?,
+            };
+            Some(
+                egress_nat::spawn(backend, facts.clone())
+                    .context("cannot start the thread for egress NAT")?,
+            )
+        }
+        false => None,
+    };
     let api = Arc::new(Api {
         node: options.node_name.clone(),
         started: epoch_now(),
@@ -116,6 +141,8 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         fib,
         bgp: None,
         cni,
+        egress,
+        translated: None,
         inherited,
         restarting: Vec::new(),
         sweep_at: None,
@@ -152,18 +179,22 @@ fn start_policy(
         ..EngineConfig::new(&options.node_name)
     })?;
     attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));
-    let backend = match options.iptables_backend {
-        options::Backend::Auto => None,
-        options::Backend::Nft => Some(Backend::Nft),
-        options::Backend::Legacy => Some(Backend::Legacy),
-    };
-    let kernel = PolicyKernel::open(backend).context("policy cannot be enforced")?;
+    let kernel = PolicyKernel::open(backend(options)).context("policy cannot be enforced")?;
     let events = events.clone();
     let notify = move |kernel: &policy_worker::Kernel| {
         // The loop may be gone at the very end; nobody needs the news then.
         let _ = events.blocking_send(Event::Policy(kernel.clone()));
     };
     policy_worker::spawn(engine, kernel, health.clone(), notify).context("cannot start the policy thread")
+}
+
+/// `None`: to be found out.
+fn backend(options: &Options) -> Option<Backend> {
+    match options.iptables_backend {
+        options::Backend::Auto => None,
+        options::Backend::Nft => Some(Backend::Nft),
+        options::Backend::Legacy => Some(Backend::Legacy),
+    }
 }
 
 /// The writer, and whether a predecessor left routes.

@@ -125,6 +125,8 @@ pub struct CniStatus {
     pub pod_cidrs: Vec<String>,
     /// Attachments held.
     pub attachments: Option<u64>,
+    /// What pods send out of the cluster: `Off` or `Masquerade`.
+    pub egress_nat: Option<String>,
 }
 
 /// What we keep in the kernel.

@@ -38,6 +38,8 @@ fn cleanup_removes_all_of_ours_and_nothing_else() {
     let before = theirs(&node);
     node.manifest("peer.yaml", PEER);
     node.manifest("shop.yaml", &format!("{SHOP}---{POLICY}"));
+    let nat = "apiVersion: manx.dev/v1alpha1\nkind: NetworkConfiguration\nmetadata: {name: default}\nspec: {egressNat: {mode: Masquerade}}\n";
+    node.manifest("network.yaml", nat);
     node.manifest("web.yaml", &pod("web", "u1", "{role: web}", "10.200.1.5"));
     let _bird = Bird::start(&tor, &["10.200.7.0/24", "fd00:200:7::/64"], "");
     let web = attachment("web", Some("u1"), 5);
@@ -48,6 +50,7 @@ fn cleanup_removes_all_of_ours_and_nothing_else() {
         node.net.route("fd00:200:7::/64").is_some()
             && node.net.rules().contains(&web.interface)
             && node.net.sets().contains("manx4-")
+            && node.net.rules().contains("MASQUERADE")
     });
     agent.stop(Signal::SIGTERM);
 

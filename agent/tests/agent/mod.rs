@@ -3,6 +3,7 @@
 mod bgp;
 mod cleanup;
 mod cni;
+mod egress;
 mod life;
 mod source;
 mod start;

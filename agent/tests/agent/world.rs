@@ -56,6 +56,11 @@ impl Netns {
         this
     }
 
+    /// What names it to ip(8), by its path below /proc.
+    pub(crate) fn descriptor(&self) -> &File {
+        &self.file
+    }
+
     /// Runs `f` on a thread in the namespace; processes that it starts stay there.
     pub(crate) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         let inside = || {

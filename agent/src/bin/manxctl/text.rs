@@ -58,7 +58,12 @@ impl Show for Status {
                     (None, false) => "not ready".to_owned(),
                 };
                 let cidrs = dash(&cni.pod_cidrs.join(" "));
-                page.line("cni", format!("{ready}; {} pods in {cidrs}", known(cni.attachments.as_ref())));
+                let egress = match cni.egress_nat.as_deref() {
+                    None | Some("Off") => String::new(),
+                    Some(mode) => format!("; egress NAT: {mode}"),
+                };
+                let pods = known(cni.attachments.as_ref());
+                page.line("cni", format!("{ready}; {pods} pods in {cidrs}{egress}"));
             }
         }
         page.line(

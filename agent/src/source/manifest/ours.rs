@@ -16,7 +16,7 @@ pub(super) fn read(tree: &Tree, version: &str, kind: &str) -> Outcome {
             BgpConfiguration::validate(spec).map(|o| (o.unsupported(), Object::BgpConfiguration(o)))
         }),
         (config::VERSION, "NetworkConfiguration") => singleton(tree, |spec| {
-            NetworkConfiguration::validate(spec).map(|o| (o.unsupported(), Object::NetworkConfiguration(o)))
+            NetworkConfiguration::validate(spec).map(|o| (Vec::new(), Object::NetworkConfiguration(o)))
         }),
         (config::VERSION, "BGPPeer") => configured(tree, |name, spec| {
             BgpPeer::validate(name, &spec).map(|o| (o.unsupported(), Object::BgpPeer(Box::new(o))))
