@@ -17,7 +17,13 @@ const ATTACHMENTS: &str = "ipam";
 ///
 /// # Errors
 /// Pods are attached and `force` was not given; or something could not be removed, after all else was tried.
-pub fn run(force: bool, run_dir: &Path, cni_conf_dir: &Path, prefix: &str) -> anyhow::Result<()> {
+pub fn run(
+    force: bool,
+    run_dir: &Path,
+    cni_conf_dir: &Path,
+    cni_bin_dir: Option<&Path>,
+    prefix: &str,
+) -> anyhow::Result<()> {
     let mut links = cleanup::pod_links(prefix).map_err(anyhow::Error::msg)?;
     if let Ok(node) = NodeConfig::read(run_dir)
         && node.interface_prefix != prefix
@@ -35,8 +41,10 @@ pub fn run(force: bool, run_dir: &Path, cni_conf_dir: &Path, prefix: &str) -> an
             links.join(", ")
         );
     }
-    // The runtime stops calling the plugin before the plugin's state goes.
-    for file in [cni_conf_dir.join(conflist::FILE_NAME), run_dir.join(node::FILE_NAME)] {
+    // The runtime stops calling the plugin before the plugin and its state go.
+    let plugin = cni_bin_dir.map(|dir| dir.join(conflist::PLUGIN));
+    let files = [cni_conf_dir.join(conflist::FILE_NAME), run_dir.join(node::FILE_NAME)];
+    for file in files.into_iter().chain(plugin) {
         if fs::remove_file(&file).is_ok() {
             println!("removed {}", file.display());
         }

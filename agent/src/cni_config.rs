@@ -1,10 +1,12 @@
 //! What the container runtime and the plugin read: node.json in the run directory, the conflist in the runtime's.
 //!
-//! Order matters: node.json comes first and only once no pod interface is open by omission; the conflist comes last,
-//! since it is what makes the runtime call the plugin. Both appear whole, by rename within their directory.
+//! Order matters: node.json comes first and only once no pod interface is open by omission; then the plugin itself, where
+//! the agent is to install it; the conflist comes last, since it is what makes the runtime call the plugin. All of them
+//! appear whole, by rename within their directory.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -22,6 +24,8 @@ pub struct CniConfig {
     pub conf_dir: PathBuf,
     /// Where the runtime looks for plugins.
     pub bin_dir: PathBuf,
+    /// The plugin to keep installed there; `None`: somebody else does.
+    pub plugin: Option<PathBuf>,
     /// Name of this node.
     pub node_name: String,
     /// First letters of the host ends of pods.
@@ -42,6 +46,52 @@ impl CniConfig {
             pools: intent.pools.clone(),
         };
         config.write(&self.run_dir).context("cannot tell the CNI plugin about this node")
+    }
+
+    /// Puts the plugin where the runtime looks for it, if it is another one than lies there. Returns whether it was.
+    ///
+    /// The new file takes the old one's place by rename: an ADD that runs goes on with the old one, which could not be
+    /// written to anyway (ETXTBSY).
+    ///
+    /// # Errors
+    /// It can't be read, or not be written there.
+    pub fn install_plugin(&self) -> anyhow::Result<bool> {
+        let Some(from) = self.plugin.as_deref().filter(|_| !self.plugin_is_installed()) else {
+            return Ok(false);
+        };
+        let to = self.installed_plugin();
+        let install = || -> io::Result<()> {
+            let mut source = File::open(from)?;
+            fs::create_dir_all(&self.bin_dir)?;
+            let hidden = self.bin_dir.join(format!(".{}.new", conflist::PLUGIN));
+            // One that a killed agent left may have another mode.
+            match fs::remove_file(&hidden) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut file = File::options().write(true).create_new(true).mode(0o755).open(&hidden)?;
+            io::copy(&mut source, &mut file)?;
+            // Its age is how the next look knows it.
+            file.set_modified(source.metadata()?.modified()?)?;
+            file.sync_all()?;
+            drop(file);
+            fs::rename(&hidden, &to)
+        };
+        install().with_context(|| {
+            format!("cannot install the CNI plugin {} as {}", from.display(), to.display())
+        })?;
+        Ok(true)
+    }
+
+    /// By size and age: this is looked at every few seconds.
+    fn plugin_is_installed(&self) -> bool {
+        let Some(from) = &self.plugin else { return true };
+        let of = |path: &Path| fs::metadata(path).and_then(|m| Ok((m.len(), m.modified()?))).ok();
+        of(from).is_some() && of(from) == of(&self.installed_plugin())
+    }
+
+    fn installed_plugin(&self) -> PathBuf {
+        self.bin_dir.join(conflist::PLUGIN)
     }
 
     /// Tells the runtime about the plugin; returns the path. A file that says the same already is left alone, since
@@ -69,9 +119,11 @@ impl CniConfig {
         node::remove(&self.run_dir).context("cannot take back what the CNI plugin was told")
     }
 
-    /// Both files are there.
+    /// All files are there.
     pub fn is_written(&self) -> bool {
-        self.run_dir.join(node::FILE_NAME).exists() && self.conf_dir.join(conflist::FILE_NAME).exists()
+        self.plugin_is_installed()
+            && self.run_dir.join(node::FILE_NAME).exists()
+            && self.conf_dir.join(conflist::FILE_NAME).exists()
     }
 
     /// Another network's configuration that the runtime prefers, because its name sorts before ours.
@@ -92,7 +144,7 @@ impl CniConfig {
 fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let hidden = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&hidden)?;
+        let mut file = File::create(&hidden)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&hidden, path)

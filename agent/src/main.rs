@@ -17,8 +17,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match (cli.command, cli.run) {
-        (Some(Command::Cleanup { force, run_dir, cni_conf_dir, pod_interface_prefix }), _) => {
-            cleanup::run(force, &run_dir, &cni_conf_dir, &pod_interface_prefix)
+        (Some(Command::Cleanup { force, run_dir, cni_conf_dir, cni_bin_dir, pod_interface_prefix }), _) => {
+            cleanup::run(force, &run_dir, &cni_conf_dir, cni_bin_dir.as_deref(), &pod_interface_prefix)
         }
         (None, Some(options)) => start(options),
         (None, None) => {

@@ -71,6 +71,9 @@ pub enum Command {
         /// CNI configuration directory whose Manx conflist is removed too.
         #[arg(long, env = "MANX_CNI_CONF_DIR", default_value = "/etc/cni/net.d", value_name = "DIR")]
         cni_conf_dir: PathBuf,
+        /// Directory of CNI plugin binaries from which `manx` is removed too; not touched where it is not given.
+        #[arg(long, env = "MANX_CNI_BIN_DIR", value_name = "DIR")]
+        cni_bin_dir: Option<PathBuf>,
         /// First letters of the names of pod interfaces, where the run directory does not say.
         #[arg(long, env = "MANX_POD_INTERFACE_PREFIX", default_value = "manx", value_parser = interface_prefix, value_name = "PREFIX")]
         pod_interface_prefix: String,
@@ -107,6 +110,9 @@ pub struct Options {
     /// Directory of the CNI plugin binaries, to find out which ones can be chained.
     #[arg(long, env = "MANX_CNI_BIN_DIR", default_value = "/opt/cni/bin", value_name = "DIR")]
     pub cni_bin_dir: PathBuf,
+    /// The plugin to install in that directory as `manx` and to keep in step; without it, whoever set up the node does that.
+    #[arg(long, env = "MANX_CNI_PLUGIN", value_name = "FILE")]
+    pub cni_plugin: Option<PathBuf>,
     /// Listen here for BGP instead of on port 179 of the node's addresses; may be repeated.
     #[arg(long, env = "MANX_BGP_LISTEN", value_delimiter = ',', value_name = "ADDR:PORT")]
     pub bgp_listen: Vec<SocketAddr>,

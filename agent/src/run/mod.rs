@@ -313,6 +313,9 @@ impl Loop {
         let Some(intent) = self.desired.node(self.links.mtu_of(&uplinks)) else { return Ok(()) };
         if self.node.as_ref() != Some(&intent) {
             cni.write_node(&intent)?;
+            if cni.install_plugin()? {
+                tracing::info!(dir = %cni.bin_dir.display(), "CNI plugin installed");
+            }
             let conflist = cni.write_conflist()?;
             let cidrs: Vec<_> = intent.pod_cidrs.iter().map(ToString::to_string).collect();
             tracing::info!(

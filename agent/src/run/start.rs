@@ -91,6 +91,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         run_dir: options.run_dir.clone(),
         conf_dir: options.cni_conf_dir.clone(),
         bin_dir: options.cni_bin_dir.clone(),
+        plugin: options.cni_plugin.clone(),
         node_name: options.node_name.clone(),
         interface_prefix: options.pod_interface_prefix.clone(),
     });

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -79,6 +79,59 @@ fn portmap_and_bandwidth_are_chained_where_they_are_installed() {
     let types: Vec<_> = conflist["plugins"].as_array().unwrap().iter().map(|p| p["type"].clone()).collect();
     assert_eq!(types, ["manx", "portmap"]);
     assert_eq!(conflist["cniVersions"], json!(["0.4.0", "1.0.0"]));
+}
+
+#[test]
+fn the_plugin_is_installed_kept_in_step_by_rename_and_taken_away_by_cleanup() {
+    let node = Node::alone();
+    let (source, installed) = (node.path("manx-cni"), node.path("bin/manx"));
+    fs::write(&source, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    let arguments = ["--cni-plugin", source.to_str().unwrap()];
+    let agent = node.start_with(&arguments);
+    node.settled();
+    assert_eq!(fs::metadata(&installed).unwrap().permissions().mode() & 0o777, 0o755);
+    let same = || fs::read(&installed).ok() == fs::read(&source).ok();
+    assert!(same());
+
+    // One that runs keeps its file; the next call gets the new one.
+    let mut running = Running(std::process::Command::new(&installed).spawn().unwrap());
+    let before = fs::metadata(&installed).unwrap().ino();
+    fs::write(&source, "#!/bin/sh\necho new\n").unwrap();
+    eventually("the new plugin is there", same);
+    assert_ne!(fs::metadata(&installed).unwrap().ino(), before, "by rename");
+    assert!(running.alive());
+    fs::remove_file(&installed).unwrap();
+    eventually("what somebody removed is there again", || installed.exists());
+
+    // The same one is left alone by the next agent.
+    let before = fs::metadata(&installed).unwrap().ino();
+    agent.stop(Signal::SIGTERM);
+    let agent = node.start_with(&arguments);
+    node.settled();
+    assert_eq!(fs::metadata(&installed).unwrap().ino(), before);
+    let only_it = fs::read_dir(node.path("bin")).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(only_it, ["manx"]);
+
+    agent.stop(Signal::SIGTERM);
+    assert_eq!(node.cleanup(&[]).code, 0);
+    assert!(installed.exists(), "not without being told where");
+    assert_eq!(node.cleanup(&["--cni-bin-dir", node.path("bin").to_str().unwrap()]).code, 0);
+    assert!(!installed.exists());
+}
+
+#[test]
+fn a_plugin_that_cannot_be_installed_keeps_the_conflist_back_and_is_told() {
+    let node = Node::alone();
+    let source = node.path("manx-cni");
+    let _agent = node.start_with(&["--cni-plugin", source.to_str().unwrap()]);
+    eventually("it is told", || {
+        node.try_json(&["status"]).is_some_and(|s| {
+            s["cni"]["reason"].as_str().is_some_and(|r| r.contains("cannot install the CNI plugin"))
+        })
+    });
+    assert!(!node.conflist().exists());
+    fs::write(&source, "#!/bin/sh\n").unwrap();
+    eventually("and then done", || node.conflist().exists() && node.path("bin/manx").exists());
 }
 
 #[test]
