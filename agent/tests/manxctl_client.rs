@@ -254,7 +254,9 @@ fn who_may_not_use_the_admin_socket_uses_the_one_for_reading() {
 #[case(&["route", "why", "10.0.0.0/33"])]
 #[case(&["status", "-o", "xml"])]
 #[case(&["routes", "--best", "--rejected"])]
-#[case(&["peer", "reset", "tor-a"])]
+#[case(&["peer", "reset"])]
+#[case(&["peer", "reset", "tor-a", "--soft", "sideways"])]
+#[case(&["peer", "reset", "tor-a", "-w"])]
 fn a_senseless_command_line_is_usage(#[case] args: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(manxctl(dir.path(), args).status.code(), Some(2));

@@ -1,6 +1,7 @@
 //! The speaker's own view turned into the shapes of the admin API: names, addresses and times, joined with what the
 //! kernel says about each prefix. Nothing is decided or guessed here.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -13,8 +14,8 @@ use crate::view::{self, EpochSeconds, FibState};
 pub struct Context<'a> {
     /// This node.
     pub node: &'a str,
-    /// Now, for turning ages into times.
-    pub now: EpochSeconds,
+    /// Now, since the epoch: for turning ages into times.
+    pub now: Duration,
     /// Where a prefix stands in the kernel, and why it is not there.
     pub fib: &'a dyn Fn(IpNetwork) -> (FibState, Option<String>),
 }
@@ -50,6 +51,7 @@ pub fn peer_row(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> vie
         since: Some(ago(cx.now, peer.age)),
         flaps: peer.flaps.into(),
         reason: peer.reason.clone().filter(|_| !established),
+        cause: peer.cause.map(|c| c.name().to_owned()).filter(|_| !established),
         required: info.required,
         families: peer.families.iter().filter(|f| established && f.negotiated).map(counts).collect(),
     }
@@ -75,17 +77,63 @@ pub fn peer(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> view::P
         settings: info.settings.clone(),
         hold_time: established.then(|| peer.timers.hold_time.unwrap_or(0).into()),
         keepalive_time: peer.timers.keepalive.map(|s| s as u64).filter(|_| established),
-        next_connect: peer.timers.retry_in.map(|s| cx.now + s.round() as u64),
+        next_connect: peer.timers.retry_in.map(|s| (cx.now + Duration::from_secs_f64(s)).as_secs()),
         capabilities: peer.capabilities.iter().map(capability).collect(),
         messages: view::MessageCounts {
             sent: Some(peer.messages.sent.total()),
             received: Some(peer.messages.received.total()),
             updates_sent: Some(peer.messages.sent.update),
             updates_received: Some(peer.messages.received.update),
+            sent_by_type: by_type(&peer.messages.sent),
+            received_by_type: by_type(&peer.messages.received),
         },
+        last_notification: peer.last_notification.as_ref().map(|n| notification(n, cx)),
         unsupported: info.unsupported.clone(),
         ..Default::default()
     }
+}
+
+/// `manxctl peer history`; `peer` is missing where it was removed from the configuration.
+pub fn history(
+    history: &core::HistoryView,
+    peer: Option<&core::PeerView>,
+    cx: &Context<'_>,
+) -> view::PeerHistory {
+    let transition = |t: &core::TransitionView| view::Transition {
+        at: ago(cx.now, t.age),
+        first_at: ago(cx.now, t.first_age),
+        count: t.count,
+        from: t.from.to_owned(),
+        to: t.to.to_owned(),
+        cause: t.cause.map(|c| c.name().to_owned()),
+        reason: t.reason.clone(),
+        notification: t.notification.as_ref().map(|n| notification(n, cx)),
+    };
+    view::PeerHistory {
+        node: cx.node.to_owned(),
+        name: history.name.clone(),
+        address: peer.map(|p| p.address.to_string()),
+        configured: history.configured,
+        state: peer.map(|p| p.state.to_owned()),
+        since: peer.map(|p| ago(cx.now, p.age)),
+        flaps: history.flaps.into(),
+        items: history.transitions.iter().map(transition).collect(),
+        ..Default::default()
+    }
+}
+
+fn notification(n: &core::NotificationView, cx: &Context<'_>) -> view::Notification {
+    view::Notification {
+        direction: n.direction.name().to_owned(),
+        code: n.code,
+        subcode: n.subcode,
+        text: n.text.clone(),
+        at: Some(ago(cx.now, n.age)),
+    }
+}
+
+fn by_type(counts: &core::MessageCounts) -> BTreeMap<String, u64> {
+    counts.by_type().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
 /// A path with its place in the kernel.
@@ -164,8 +212,8 @@ pub fn explanation(e: &core::Explanation, cx: &Context<'_>) -> view::RouteExplan
     }
 }
 
-fn ago(now: EpochSeconds, age: Duration) -> EpochSeconds {
-    now.saturating_sub(age.as_secs())
+fn ago(now: Duration, age: Duration) -> EpochSeconds {
+    now.saturating_sub(age).as_secs()
 }
 
 #[cfg(test)]
@@ -203,7 +251,7 @@ mod tests {
     fn explain(paths: Vec<core::RouteView>) -> view::RouteExplanation {
         let prefix = "10.9.0.0/16".parse().unwrap();
         let fib = |_| (FibState::Missing, Some("the kernel says no".to_owned()));
-        let cx = Context { node: "n1", now: 1000, fib: &fib };
+        let cx = Context { node: "n1", now: Duration::from_secs(1000), fib: &fib };
         explanation(&core::Explanation { prefix, paths, next_hops: Vec::new(), exports: Vec::new() }, &cx)
     }
 
@@ -283,12 +331,12 @@ mod tests {
             messages: Default::default(),
         };
         let fib = |_| (FibState::Missing, None);
-        let cx = Context { node: "n1", now: 1000, fib: &fib };
+        let cx = Context { node: "n1", now: Duration::from_secs(1000), fib: &fib };
         let shown = peer(&view, &PeerInfo::default(), &cx);
         assert_eq!((shown.row.since, shown.row.flaps, shown.row.remote_as), (Some(990), 2, None));
         assert_eq!(shown.row.reason.as_deref(), Some("connection refused"));
         assert!(shown.row.families.is_empty());
-        assert_eq!((shown.hold_time, shown.keepalive_time, shown.next_connect), (None, None, Some(1005)));
+        assert_eq!((shown.hold_time, shown.keepalive_time, shown.next_connect), (None, None, Some(1004)));
 
         let up = core::PeerView { state: "Established", ..view };
         let shown = peer(&up, &PeerInfo::default(), &cx);

@@ -1,28 +1,25 @@
 //! HTTP over the unix sockets: paths, queries and status codes. Asks each room for its own view and joins them.
 
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Query, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use ipnetwork::IpNetwork;
 use manx_bgp::net::BgpHandle;
-use manx_bgp::speaker::RouteQuery;
-use manx_bgp::types::Prefix;
 use manx_cni::store::Store;
 use manx_policy::engine::Engine;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::bgp::{self, Context, PeerInfo};
+use super::bgp::Context;
+use super::clock::Clock;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
-use super::pods;
+use super::{peers, pods, routes};
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
@@ -36,6 +33,8 @@ const POLICY_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Api {
     /// This node.
     pub node: String,
+    /// For times in documents.
+    pub clock: Clock,
     /// When the agent started.
     pub started: EpochSeconds,
     /// Where the manifests are.
@@ -56,10 +55,10 @@ pub struct Api {
     pub store: Option<Store>,
 }
 
-type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// An error as it goes out.
-struct Refusal(ApiError);
+pub(super) struct Refusal(ApiError);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -69,12 +68,12 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn refuse(code: ErrorCode, message: impl Into<String>) -> Refusal {
+pub(super) fn refuse(code: ErrorCode, message: impl Into<String>) -> Refusal {
     Refusal(ApiError::new(code, message))
 }
 
 /// A query, whose faults are told as everything else is: as a document.
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Asked<T> {
     type Rejection = Refusal;
@@ -88,19 +87,42 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Asked<T> {
 }
 
 async fn not_allowed() -> Response {
-    let body = ApiError::new(ErrorCode::BadRequest, "this path can only be read: GET it");
+    let text = "not with this method: what shows is read with GET, what changes is ordered with POST";
+    let body = ApiError::new(ErrorCode::BadRequest, text);
     (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
 }
 
-/// The paths that only read: all of them so far, on both sockets.
-pub fn router(api: Arc<Api>) -> Router {
+async fn forbidden() -> Refusal {
+    refuse(ErrorCode::Forbidden, "this socket only reads: orders go over admin.sock, which is root's")
+}
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    Admin,
+    /// Paths that show; those that change are refused.
+    ReadOnly,
+}
+
+/// The paths of one socket.
+pub fn router(api: Arc<Api>, access: Access) -> Router {
+    let order = |verb: MethodRouter<Arc<Api>>| match access {
+        Access::Admin => verb,
+        Access::ReadOnly => post(forbidden),
+    };
+    let peer = |below: &str| format!("{}/{{peer}}{below}", paths::PEERS);
     Router::new()
         .route(paths::STATUS, get(status))
-        .route(paths::PEERS, get(peers))
-        .route(&format!("{}/{{peer}}", paths::PEERS), get(peer))
-        .route(paths::ROUTES, get(routes))
-        .route(paths::ROUTE_GET, get(route_get))
-        .route(paths::ROUTE_WHY, get(route_why))
+        .route(paths::PEERS, get(peers::list))
+        .route(&peer(""), get(peers::show))
+        .route(&peer(paths::PEER_HISTORY), get(peers::history))
+        .route(&peer(paths::PEER_RESET), order(post(peers::reset)))
+        .route(&peer(paths::PEER_DISABLE), order(post(peers::disable)))
+        .route(&peer(paths::PEER_ENABLE), order(post(peers::enable)))
+        .route(paths::ROUTES, get(routes::routes))
+        .route(paths::ROUTE_GET, get(routes::route_get))
+        .route(paths::ROUTE_WHY, get(routes::route_why))
         .route(paths::POLICY_FOR, get(policy_for))
         .route(paths::IPAM, get(ipam))
         .route(paths::PODS, get(pod_list))
@@ -110,7 +132,7 @@ pub fn router(api: Arc<Api>) -> Router {
 }
 
 impl Api {
-    fn bgp(&self) -> Result<&BgpHandle, Refusal> {
+    pub(super) fn bgp(&self) -> Result<&BgpHandle, Refusal> {
         if !self.bgp_enabled {
             return Err(refuse(ErrorCode::Unavailable, "BGP is not enabled on this node (--enable)"));
         }
@@ -153,16 +175,16 @@ impl Api {
         }
     }
 
-    fn with_context<R>(&self, f: impl FnOnce(&Context<'_>) -> R) -> R {
+    pub(super) fn with_context<R>(&self, now: Instant, f: impl FnOnce(&Context<'_>) -> R) -> R {
         let fib = |prefix| self.fib_state(prefix);
-        f(&Context { node: &self.node, now: epoch_now(), fib: &fib })
+        f(&Context { node: &self.node, now: self.clock.at(now), fib: &fib })
     }
 }
 
 /// The policy thread has ended.
 pub(crate) struct PolicyGone;
 
-fn gone<E>(_: E) -> Refusal {
+pub(super) fn gone<E>(_: E) -> Refusal {
     refuse(ErrorCode::Unavailable, "the agent is stopping")
 }
 
@@ -286,129 +308,6 @@ fn kernel_status(api: &Api, errors: Vec<view::StatusProblem>) -> view::KernelSta
             .chain(failed.map(|reason| view::StatusProblem { reason, ..Default::default() }))
             .collect(),
     }
-}
-
-async fn peers(State(api): State<Arc<Api>>) -> Answer<view::PeerList> {
-    let facts = api.facts.get();
-    let mut peers = api.bgp()?.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
-    peers.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
-    let items = api.with_context(|cx| {
-        peers
-            .iter()
-            .map(|p| bgp::peer_row(p, facts.peers.get(&p.name).unwrap_or(&PeerInfo::default()), cx))
-            .collect()
-    });
-    Ok(Json(view::PeerList { items, ..Default::default() }))
-}
-
-async fn peer(State(api): State<Arc<Api>>, which: Result<Path<String>, PathRejection>) -> Answer<view::Peer> {
-    let Path(which) = which.map_err(|e| refuse(ErrorCode::BadRequest, e.body_text()))?;
-    let facts = api.facts.get();
-    let peers = api.bgp()?.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
-    let name = peer_name(&peers, &which)?;
-    let found = peers.iter().find(|p| p.name == name).ok_or_else(|| no_such_peer(&which))?;
-    let info = facts.peers.get(&name).cloned().unwrap_or_default();
-    Ok(Json(api.with_context(|cx| bgp::peer(found, &info, cx))))
-}
-
-/// A peer by its name or by its address.
-fn peer_name(peers: &[manx_bgp::speaker::PeerView], which: &str) -> Result<String, Refusal> {
-    let address: Option<IpAddr> = which.parse().ok();
-    let by_name = peers.iter().find(|p| p.name == which);
-    let found = by_name.or_else(|| peers.iter().find(|p| Some(p.address) == address));
-    found.map(|p| p.name.clone()).ok_or_else(|| no_such_peer(which))
-}
-
-fn no_such_peer(which: &str) -> Refusal {
-    refuse(ErrorCode::NotFound, format!("no peer of this node is called {which} or has that address"))
-}
-
-#[derive(Deserialize)]
-struct RoutesQuery {
-    #[serde(default)]
-    table: Table,
-    peer: Option<String>,
-    #[serde(default)]
-    rejected: bool,
-    #[serde(default)]
-    best: bool,
-}
-
-#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum Table {
-    #[default]
-    Loc,
-    In,
-    Out,
-}
-
-async fn routes(State(api): State<Arc<Api>>, Asked(query): Asked<RoutesQuery>) -> Answer<view::RouteList> {
-    let handle = api.bgp()?;
-    let rib = match (query.table, &query.peer) {
-        (Table::Loc, _) => RouteQuery::LocRib,
-        (_, None) => {
-            return Err(refuse(ErrorCode::BadRequest, "tables in and out are those of a peer: name one"));
-        }
-        (table, Some(which)) => {
-            let peers = handle.with(|speaker, now| speaker.peers(now)).await.map_err(gone)?;
-            let name = peer_name(&peers, which)?;
-            if table == Table::In { RouteQuery::AdjRibIn(name) } else { RouteQuery::AdjRibOut(name) }
-        }
-    };
-    let paths = handle.with(move |speaker, _| speaker.routes(&rib)).await.map_err(gone)?;
-    let wanted = paths.iter().filter(|p| (!query.rejected || p.filtered) && (!query.best || p.best));
-    let items = api.with_context(|cx| {
-        wanted
-            .map(|p| if query.table == Table::Out { bgp::advertised(p) } else { bgp::route(p, cx) })
-            .collect()
-    });
-    Ok(Json(view::RouteList { items, ..Default::default() }))
-}
-
-#[derive(Deserialize)]
-struct IpQuery {
-    ip: String,
-}
-
-async fn route_get(State(api): State<Arc<Api>>, Asked(query): Asked<IpQuery>) -> Answer<view::RouteLookup> {
-    let ip: IpAddr = query
-        .ip
-        .parse()
-        .map_err(|_| refuse(ErrorCode::BadRequest, format!("{}: not an IP address", query.ip)))?;
-    let links = api.links.clone();
-    let found = tokio::task::spawn_blocking(move || links.lookup(ip))
-        .await
-        .map_err(gone)?
-        .map_err(|e| refuse(ErrorCode::Unavailable, e.to_string()))?;
-    let mut lookup = view::RouteLookup { ip: ip.to_string(), ..Default::default() };
-    let Some(found) = found else { return Ok(Json(lookup)) };
-    lookup.prefix = found.prefix.map(|p| p.to_string());
-    lookup.next_hops = found.gateways.iter().map(ToString::to_string).collect();
-    lookup.interfaces = found.interfaces;
-    lookup.owner = Some(found.owner);
-    if let (Some(handle), Some(prefix)) = (api.bgp.get(), found.prefix) {
-        let why = handle.with(move |speaker, _| speaker.explain(Prefix::from(prefix))).await.map_err(gone)?;
-        let best = why.paths.iter().find(|p| p.best);
-        lookup.route = best.map(|p| api.with_context(|cx| bgp::route(p, cx)));
-    }
-    Ok(Json(lookup))
-}
-
-#[derive(Deserialize)]
-struct PrefixQuery {
-    prefix: String,
-}
-
-async fn route_why(
-    State(api): State<Arc<Api>>,
-    Asked(query): Asked<PrefixQuery>,
-) -> Answer<view::RouteExplanation> {
-    let prefix: Prefix = query.prefix.parse().map_err(|_| {
-        refuse(ErrorCode::BadRequest, format!("{}: not a prefix such as 10.0.0.0/24", query.prefix))
-    })?;
-    let why = api.bgp()?.with(move |speaker, _| speaker.explain(prefix)).await.map_err(gone)?;
-    Ok(Json(api.with_context(|cx| bgp::explanation(&why, cx))))
 }
 
 #[derive(Deserialize)]

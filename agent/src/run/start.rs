@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::{Event, Loop};
+use crate::api::clock::Clock;
 use crate::api::facts::{SharedFacts, epoch_now};
 use crate::api::server::{self, Api};
 use crate::attachments::{self, Endpoints, Follower};
@@ -110,6 +111,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     };
     let api = Arc::new(Api {
         node: options.node_name.clone(),
+        clock: Clock::default(),
         started: epoch_now(),
         source: options.manifests.display().to_string(),
         facts: facts.clone(),
@@ -120,8 +122,8 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         links: links.clone(),
         store: store.filter(|_| cni.is_some()),
     });
-    watch("admin API", &events, serve(admin, api.clone()));
-    watch("read-only API", &events, serve(read_only, api.clone()));
+    watch("admin API", &events, serve(admin, server::Access::Admin, api.clone()));
+    watch("read-only API", &events, serve(read_only, server::Access::ReadOnly, api.clone()));
     watch("health and metrics", &events, web::serve(web_socket, health.clone(), api.clone()));
     health.report("source", false, "not read yet");
     let updates = manifest_dir::spawn(options.manifests.clone()).context("cannot follow the manifests")?;
@@ -208,8 +210,8 @@ async fn start_fib() -> anyhow::Result<(FibHandle, bool)> {
     Ok((fib, inherited))
 }
 
-async fn serve(listener: UnixListener, api: Arc<Api>) -> anyhow::Result<()> {
-    Ok(axum::serve(listener, server::router(api)).await?)
+async fn serve(listener: UnixListener, access: server::Access, api: Arc<Api>) -> anyhow::Result<()> {
+    Ok(axum::serve(listener, server::router(api, access)).await?)
 }
 
 /// Carries a room's events to the loop.

@@ -1,5 +1,7 @@
 //! Peers and routes as the admin API shows them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ApiVersion, EpochSeconds, kind};
@@ -59,6 +61,8 @@ pub struct PeerRow {
     pub flaps: u64,
     /// Why it is not Established; null when it is.
     pub reason: Option<String>,
+    /// The same as one of a fixed set of names, such as `tcp-refused` or `hold-timer`; null when it is Established.
+    pub cause: Option<String>,
     /// Whether readiness waits for it.
     pub required: bool,
     /// Counts for each family that the session carries; empty until it is Established.
@@ -175,6 +179,10 @@ pub struct MessageCounts {
     pub updates_sent: Option<u64>,
     /// UPDATE messages received.
     pub updates_received: Option<u64>,
+    /// Messages sent: `open`, `update`, `notification`, `keepalive`, `route-refresh`.
+    pub sent_by_type: BTreeMap<String, u64>,
+    /// Messages received.
+    pub received_by_type: BTreeMap<String, u64>,
 }
 
 /// A NOTIFICATION message.

@@ -5,6 +5,7 @@
 //! only: neither where the values come from nor how they are printed. No secret has a place in it.
 
 mod bgp;
+mod history;
 pub mod paths;
 mod pods;
 mod status;
@@ -18,6 +19,7 @@ pub use bgp::{
     PeerList, PeerListKind, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind, RouteList,
     RouteListKind, RouteLookup, RouteLookupKind,
 };
+pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{
     Allocation, Direction, Ipam, IpamKind, PodList, PodListKind, PodPolicy, PodPolicyKind, PodPolicyList,
     PodPolicyListKind, PodRow, Pool,

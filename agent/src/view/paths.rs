@@ -5,6 +5,10 @@
 //! | [`STATUS`] | | [`Status`](super::Status) |
 //! | [`PEERS`] | | [`PeerList`](super::PeerList) |
 //! | [`PEERS`]`/{peer}` | | [`Peer`](super::Peer); the peer by address or by name |
+//! | [`PEERS`]`/{peer}`[`PEER_HISTORY`] | | [`PeerHistory`](super::PeerHistory) |
+//! | POST [`PEERS`]`/{peer}`[`PEER_RESET`] | `how=hard\|soft\|in\|out` | [`PeerAction`](super::PeerAction) |
+//! | POST [`PEERS`]`/{peer}`[`PEER_DISABLE`] | `message=` | [`PeerAction`](super::PeerAction) |
+//! | POST [`PEERS`]`/{peer}`[`PEER_ENABLE`] | | [`PeerAction`](super::PeerAction) |
 //! | [`ROUTES`] | `table=loc\|in\|out`, `peer=`, `rejected=true`, `best=true` | [`RouteList`](super::RouteList) |
 //! | [`ROUTE_GET`] | `ip=` | [`RouteLookup`](super::RouteLookup) |
 //! | [`ROUTE_WHY`] | `prefix=` | [`RouteExplanation`](super::RouteExplanation) |
@@ -13,7 +17,7 @@
 //! | [`IPAM`] | | [`Ipam`](super::Ipam) |
 //! | [`PODS`] | | [`PodList`](super::PodList) |
 //!
-//! Any other answer is an [`ApiError`](super::ApiError) with the status of its code.
+//! What is marked POST changes something and is refused on [`READ_ONLY_SOCKET`]. Any other answer is an [`ApiError`](super::ApiError) with the status of its code.
 
 /// Socket in the run directory that answers everything; mode 0600.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -24,6 +28,14 @@ pub const READ_ONLY_SOCKET: &str = "ro.sock";
 pub const STATUS: &str = "/v1/status";
 /// BGP peers; `/{peer}` below it is one of them, by address or by name.
 pub const PEERS: &str = "/v1/peers";
+/// Below a peer: what became of its sessions.
+pub const PEER_HISTORY: &str = "/history";
+/// Below a peer: end the session and begin anew, or (`how=in`, `how=out`, `how=soft`) only exchange routes again.
+pub const PEER_RESET: &str = "/reset";
+/// Below a peer: take it down with a message for the other side, over its configuration.
+pub const PEER_DISABLE: &str = "/disable";
+/// Below a peer: let it come up, over its configuration.
+pub const PEER_ENABLE: &str = "/enable";
 /// Routes: `table=loc` (the default), or `table=in` and `table=out` with `peer=`.
 pub const ROUTES: &str = "/v1/routes";
 /// The route that a packet to `ip=` takes.

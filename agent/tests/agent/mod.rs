@@ -5,6 +5,7 @@ mod cleanup;
 mod cni;
 mod egress;
 mod life;
+mod orders;
 mod source;
 mod start;
 mod views;

@@ -93,6 +93,51 @@ pub(crate) enum PeerCommand {
         /// Its address or its name.
         peer: String,
     },
+    /// What became of its sessions: transitions with their reasons, oldest first.
+    ///
+    /// Kept over changes of the peer's configuration, not over a restart of the agent. While a session is down, equal
+    /// attempts share a line.
+    History {
+        /// Its address or its name; of a peer that was removed, its name.
+        peer: String,
+    },
+    /// End its session with Cease/Administrative Reset and begin anew.
+    ///
+    /// Also lifts a stop for too many prefixes. With --soft the session stays up and only routes are exchanged again.
+    Reset {
+        /// Its address or its name.
+        peer: String,
+        /// Ask for its routes again (in), send ours again (out), or both.
+        #[arg(long, num_args = 0..=1, default_missing_value = "both", value_name = "DIRECTION")]
+        soft: Option<Soft>,
+    },
+    /// Take it down with Cease/Administrative Shutdown, until it is enabled.
+    ///
+    /// Goes over the peer's configuration and stays through its changes; a change of spec.shutdown itself or a restart of
+    /// the agent brings the configuration back.
+    Disable {
+        /// Its address or its name.
+        peer: String,
+        /// What its operator shall read (RFC 9003), at most 255 bytes.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+        message: String,
+    },
+    /// Let it come up, also where its configuration says shutdown.
+    Enable {
+        /// Its address or its name.
+        peer: String,
+    },
+}
+
+/// What a soft reset exchanges again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Soft {
+    /// The peer's routes.
+    In,
+    /// Ours.
+    Out,
+    /// Both.
+    Both,
 }
 
 #[derive(Args, Debug)]
@@ -152,6 +197,19 @@ pub(crate) enum ConfigCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+}
+
+impl Command {
+    /// Changes something: done once, never again and again.
+    pub(crate) fn is_an_order(&self) -> bool {
+        match self {
+            Command::Peer { command } => match command {
+                PeerCommand::Show { .. } | PeerCommand::History { .. } => false,
+                PeerCommand::Reset { .. } | PeerCommand::Disable { .. } | PeerCommand::Enable { .. } => true,
+            },
+            _ => false,
+        }
+    }
 }
 
 /// A namespace has neither a slash nor the shape of an address.
@@ -223,6 +281,18 @@ mod tests {
             let Command::Routes(args) = cli.command else { panic!("routes") };
             assert!(args.rejected && matches!(args.table, Some(Table::In { peer }) if peer == "tor-a"));
         }
+    }
+
+    #[test]
+    fn a_soft_reset_has_a_direction_or_both() {
+        let soft = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Peer { command: PeerCommand::Reset { soft, .. } } => soft,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(soft("manxctl peer reset tor-a"), None);
+        assert_eq!(soft("manxctl peer reset tor-a --soft"), Some(Soft::Both));
+        assert_eq!(soft("manxctl peer reset tor-a --soft in"), Some(Soft::In));
+        assert_eq!(soft("manxctl peer reset --soft=out tor-a"), Some(Soft::Out));
     }
 
     #[test]

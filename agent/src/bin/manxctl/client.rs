@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use manx_agent::view::{ApiError, ErrorCode, paths};
 use serde::de::DeserializeOwned;
@@ -78,8 +78,27 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
+        self.ask(Method::GET, path, query).await
+    }
+
+    /// Orders something; the document says how things stand then.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        self.ask(Method::POST, path, query).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
         let target = target(path, query);
-        let (socket, status, body) = match tokio::time::timeout(DEADLINE, self.exchange(&target)).await {
+        let exchange = self.exchange(method, &target);
+        let (socket, status, body) = match tokio::time::timeout(DEADLINE, exchange).await {
             Ok(answer) => answer?,
             Err(_) => {
                 return Err(Failure::Unreachable(format!(
@@ -101,7 +120,7 @@ impl Client {
             .map_or_else(|_| bare(status, &String::from_utf8_lossy(&body)), Failure::Refused))
     }
 
-    async fn exchange(&self, target: &str) -> Result<(PathBuf, StatusCode, Bytes), Failure> {
+    async fn exchange(&self, method: Method, target: &str) -> Result<(PathBuf, StatusCode, Bytes), Failure> {
         let (socket, stream) = self.connect().await?;
         let broken = |e: &dyn std::fmt::Display| {
             Failure::Unreachable(format!("{} broke off: {e}; look at the agent's log", socket.display()))
@@ -109,7 +128,9 @@ impl Client {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         tokio::spawn(connection);
-        let request = Request::get(target)
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
             .header(hyper::header::HOST, "manx")
             .body(Empty::<Bytes>::new())
             .map_err(|e| Failure::Usage(format!("{target}: {e}")))?;

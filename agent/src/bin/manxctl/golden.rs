@@ -120,6 +120,8 @@ fn peer() {
             received: Some(8),
             updates_sent: Some(2),
             updates_received: Some(3),
+            sent_by_type: [("keepalive".to_owned(), 10), ("update".to_owned(), 2)].into(),
+            received_by_type: [("open".to_owned(), 1)].into(),
         },
         last_notification: Some(Notification {
             direction: "received".into(),
@@ -321,6 +323,67 @@ fn policy_for_a_pod() {
         "policy_for_a_namespace",
         all(&PodPolicyList { items: vec![closed, policy], ..Default::default() })
     );
+}
+
+#[test]
+fn a_history_shows_each_way_down_and_counts_the_vain_attempts() {
+    let step = |ago: u64, from: &str, to: &str| Transition {
+        at: NOW - ago,
+        first_at: NOW - ago,
+        count: 1,
+        from: from.into(),
+        to: to.into(),
+        ..Default::default()
+    };
+    let history = PeerHistory {
+        node: "n1".into(),
+        name: "tor-b".into(),
+        address: Some("10.0.2.1".into()),
+        configured: true,
+        state: Some("Active".into()),
+        since: Some(NOW - 3),
+        flaps: 1,
+        items: vec![
+            step(90_000, "OpenConfirm", "Established"),
+            Transition {
+                cause: Some("notification-received".into()),
+                reason: Some("received Cease/Administrative Shutdown: rack B at 10:00".into()),
+                notification: Some(Notification {
+                    direction: "received".into(),
+                    code: 6,
+                    subcode: 2,
+                    text: "Cease/Administrative Shutdown: rack B at 10:00".into(),
+                    at: Some(NOW - 3700),
+                }),
+                ..step(3700, "Established", "Idle")
+            },
+            Transition {
+                first_at: NOW - 3699,
+                count: 719,
+                cause: Some("tcp-refused".into()),
+                reason: Some("connect: Connection refused (os error 111)".into()),
+                ..step(3, "Connect", "Active")
+            },
+        ],
+        ..Default::default()
+    };
+    insta::assert_snapshot!(all(&history));
+    let gone = PeerHistory { name: "old".into(), ..Default::default() };
+    assert_eq!(gone.text(&TABLE), "old: not configured any more, 0 flaps\nnothing has happened yet\n");
+}
+
+#[test]
+fn an_order_says_what_was_done_and_how_things_stand() {
+    let disabled = PeerAction {
+        name: "tor-b".into(),
+        address: "10.0.2.1".into(),
+        action: Action::Disable,
+        message: Some("optics".into()),
+        state: "Disabled".into(),
+        reason: Some("administratively down by an operator: optics".into()),
+        ..Default::default()
+    };
+    insta::assert_snapshot!(all(&disabled));
 }
 
 #[test]

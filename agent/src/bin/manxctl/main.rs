@@ -1,13 +1,14 @@
 //! `manxctl`: asks the agent of this node what it does and why, over the sockets in its run directory.
 //!
 //! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
-//! words, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
+//! words, `history` what became of peers, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
 //! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
 #![forbid(unsafe_code)]
 mod cli;
 mod client;
 #[cfg(test)]
 mod golden;
+mod history;
 mod output;
 mod show;
 mod text;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, ConfigCommand, PeerCommand, PolicyCommand, RouteCommand, Table};
+use cli::{Cli, Command, ConfigCommand, PeerCommand, PolicyCommand, RouteCommand, Soft, Table};
 use client::{Client, Failure};
 use manx_agent::view::{self, paths};
 use output::{Exit, Printer};
@@ -48,6 +49,11 @@ fn main() -> ExitCode {
 async fn ask(cli: &Cli, command: &Command, printer: &Printer) -> Result<Exit, Failure> {
     let client = Client::new(&cli.run_dir);
     let Some(every) = cli.watch else { return ask_once(&client, command, printer).await };
+    if command.is_an_order() {
+        return Err(Failure::Usage(
+            "an order is given once: leave -w out, and watch with `peers -w`".to_owned(),
+        ));
+    }
     let mut clock = tokio::time::interval(every);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -75,10 +81,7 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
         }
         Command::Version => version(client, printer).await,
         Command::Peers => printer.print(&client.get::<view::PeerList>(paths::PEERS, &[]).await?),
-        Command::Peer { command: PeerCommand::Show { peer } } => {
-            let path = format!("{}/{}", paths::PEERS, client::encode(peer));
-            printer.print(&client.get::<view::Peer>(&path, &[]).await?)
-        }
+        Command::Peer { command } => ask_of_peer(client, command, printer).await,
         Command::Routes(args) => {
             let mut query = match &args.table {
                 None => vec![("table", "loc")],
@@ -110,6 +113,34 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
         Command::Pods => printer.print(&client.get::<view::PodList>(paths::PODS, &[]).await?),
         Command::Config { .. } | Command::Completion { .. } | Command::Man => {
             unreachable!("these need no agent and are done before")
+        }
+    }
+}
+
+async fn ask_of_peer(client: &Client, command: &PeerCommand, printer: &Printer) -> Result<Exit, Failure> {
+    let path = |peer: &str, below: &str| format!("{}/{}{below}", paths::PEERS, client::encode(peer));
+    match command {
+        PeerCommand::Show { peer } => printer.print(&client.get::<view::Peer>(&path(peer, ""), &[]).await?),
+        PeerCommand::History { peer } => {
+            let path = path(peer, paths::PEER_HISTORY);
+            printer.print(&client.get::<view::PeerHistory>(&path, &[]).await?)
+        }
+        PeerCommand::Reset { peer, soft } => {
+            let how = match soft {
+                None => "hard",
+                Some(Soft::Both) => "soft",
+                Some(Soft::In) => "in",
+                Some(Soft::Out) => "out",
+            };
+            let path = path(peer, paths::PEER_RESET);
+            printer.print(&client.post::<view::PeerAction>(&path, &[("how", how)]).await?)
+        }
+        PeerCommand::Disable { peer, message } => {
+            let path = path(peer, paths::PEER_DISABLE);
+            printer.print(&client.post::<view::PeerAction>(&path, &[("message", message)]).await?)
+        }
+        PeerCommand::Enable { peer } => {
+            printer.print(&client.post::<view::PeerAction>(&path(peer, paths::PEER_ENABLE), &[]).await?)
         }
     }
 }

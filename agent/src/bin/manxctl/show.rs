@@ -309,21 +309,21 @@ pub(crate) fn dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
-struct Column {
+pub(crate) struct Column {
     title: &'static str,
     alignment: CellAlignment,
 }
 
-fn left(title: &'static str) -> Column {
+pub(crate) fn left(title: &'static str) -> Column {
     Column { title, alignment: CellAlignment::Left }
 }
 
-fn right(title: &'static str) -> Column {
+pub(crate) fn right(title: &'static str) -> Column {
     Column { title, alignment: CellAlignment::Right }
 }
 
 /// What comes from peers and files is shown, never obeyed: control characters are spelled out.
-fn text(text: &str) -> Cell {
+pub(crate) fn text(text: &str) -> Cell {
     Cell::new(printable(text))
 }
 
@@ -332,11 +332,11 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
 }
 
-fn number<N: ToString>(value: Option<N>) -> Cell {
+pub(crate) fn number<N: ToString>(value: Option<N>) -> Cell {
     Cell::new(value.map_or("-".to_owned(), |n| n.to_string()))
 }
 
-fn table(columns: &[Column], rows: impl Iterator<Item = Vec<Cell>>, style: &Style) -> String {
+pub(crate) fn table(columns: &[Column], rows: impl Iterator<Item = Vec<Cell>>, style: &Style) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if style.colour {
