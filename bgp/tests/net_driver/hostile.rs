@@ -5,14 +5,7 @@ use rstest::rstest;
 use tokio::io::AsyncReadExt;
 
 use crate::support::{Node, PATIENCE, RawPeer, asn, prefix};
-
-fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = vec![0xff; 16];
-    out.extend_from_slice(&u16::try_from(19 + body.len()).unwrap().to_be_bytes());
-    out.push(kind);
-    out.extend_from_slice(body);
-    out
-}
+use crate::table::message;
 
 #[rstest]
 #[case::not_bgp(31, b"GET / HTTP/1.1\r\n\r\n".to_vec(), (1, 1))]

@@ -10,5 +10,8 @@ mod bounds;
 mod hostile;
 mod interop;
 mod options;
+mod rfc7606;
 mod sessions;
 mod support;
+#[path = "../rfc7606/mod.rs"]
+mod table;

@@ -145,6 +145,8 @@ pub(crate) fn blocks(count: u32) -> impl Iterator<Item = Prefix> {
 /// The far side as a socket: says what it is told to say.
 pub(crate) struct RawPeer {
     pub(crate) n: u8,
+    /// What its OPEN says; that of 127.0.0.N unless told otherwise.
+    pub(crate) asn: Asn,
     pub(crate) stream: TcpStream,
     framer: Framer,
 }
@@ -160,7 +162,7 @@ impl RawPeer {
 
     pub(crate) async fn connect_with(n: u8, socket: Socket, to: SocketAddr) -> std::io::Result<RawPeer> {
         let stream = tokio::net::TcpSocket::from_std_stream(socket.into()).connect(to).await?;
-        Ok(RawPeer { n, stream, framer: Framer::new() })
+        Ok(RawPeer { n, asn: asn(n), stream, framer: Framer::new() })
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
@@ -210,13 +212,13 @@ impl RawPeer {
     /// Our OPEN, with this hold time.
     pub(crate) fn open(&self, hold_time: u16) -> BytesMut {
         let open = Open {
-            asn: asn(self.n),
+            asn: self.asn,
             hold_time,
             router_id: RouterId::new([10, 0, 0, self.n].into()).unwrap(),
             capabilities: vec![
                 Capability::Multiprotocol(Family::Ipv4Unicast),
                 Capability::Multiprotocol(Family::Ipv6Unicast),
-                Capability::FourOctetAs(asn(self.n)),
+                Capability::FourOctetAs(self.asn),
             ],
         };
         let mut out = BytesMut::new();

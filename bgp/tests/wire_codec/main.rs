@@ -8,3 +8,5 @@ mod oracles;
 mod rfc7606;
 mod roundtrip;
 mod support;
+#[path = "../rfc7606/mod.rs"]
+mod table;

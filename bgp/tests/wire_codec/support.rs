@@ -4,20 +4,7 @@ use manx_bgp::types::PeerType;
 use manx_bgp::wire::message::{Message, Update};
 use manx_bgp::wire::{DecodeContext, WireError, decode, header};
 
-/// Bytes from hexadecimal; white space does not count.
-pub(crate) fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
-
-/// A message of any type around a body.
-pub(crate) fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = vec![0xff; 16];
-    out.extend_from_slice(&u16::try_from(19 + body.len()).unwrap().to_be_bytes());
-    out.push(kind);
-    out.extend_from_slice(body);
-    out
-}
+pub(crate) use crate::table::{attribute, hex, message};
 
 /// Decodes the first message of the bytes, which must be whole.
 pub(crate) fn read(bytes: &[u8], ctx: &DecodeContext) -> Result<Message, WireError> {
@@ -32,18 +19,6 @@ pub(crate) fn read_update(bytes: &[u8], ctx: &DecodeContext) -> Result<Update, W
         Message::Update(update) => Ok(*update),
         other => panic!("not an UPDATE: {other:?}"),
     }
-}
-
-/// A path attribute with the flags as given; over 255 octets it gets the Extended Length bit.
-pub(crate) fn attribute(flags: u8, code: u8, value: &[u8]) -> Vec<u8> {
-    let mut out = if value.len() > 255 || flags & 0x10 != 0 {
-        let [high, low] = u16::try_from(value.len()).unwrap().to_be_bytes();
-        vec![flags | 0x10, code, high, low]
-    } else {
-        vec![flags, code, u8::try_from(value.len()).unwrap()]
-    };
-    out.extend_from_slice(value);
-    out
 }
 
 /// An UPDATE body from its three fields.
