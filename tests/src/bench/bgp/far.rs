@@ -25,6 +25,8 @@ const HOLD_TIME: u16 = 600;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 /// Of a session that watches: the shortest that there is, so that a KEEPALIVE is due every second.
 const WATCH_HOLD_TIME: u16 = 3;
+/// And this is when: a shorter load says nothing of punctuality.
+pub(super) const KEEPALIVE_DUE: Duration = Duration::from_secs(1);
 /// For one handshake, which waits for one round trip.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 

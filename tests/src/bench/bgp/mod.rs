@@ -347,12 +347,12 @@ impl Loaded<'_> {
         watch.watch();
         let began = Instant::now();
         injector.send(updates)?;
-        let done = wait()?;
+        let wall = wait()?.duration_since(began);
         Ok(Sample {
-            wall: done.duration_since(began),
+            wall,
             cpu: self.speaker.cpu().zip(cpu).map(|(after, before)| after.saturating_sub(before)),
             resident_kb: self.speaker.resident_kb(),
-            silence: Some(watch.longest_silence()),
+            silence: (wall > far::KEEPALIVE_DUE).then(|| watch.longest_silence()),
         })
     }
 }
