@@ -21,7 +21,7 @@ use crate::speaker::NextHopMode;
 use crate::types::{Asn, Family, PeerType, PerFamily, Prefix, RouterId};
 use crate::wire::attribute::{NextHop, PathAttributes};
 use crate::wire::community::{self, well_known};
-use crate::wire::message::Nlri;
+use crate::wire::message::{Nlri, RefreshKind, RouteRefresh};
 use crate::wire::{self, EncodeContext, EncodedAttributes};
 
 /// So many prefixes are looked at for one portion of bytes: enough to pack well, few enough to stay near 64 kB.
@@ -50,6 +50,8 @@ pub(crate) struct ExportPolicy {
     /// The subnets that we share with the peer.
     pub(crate) shared: SmallVec<[Prefix; 2]>,
     pub(crate) encode: EncodeContext,
+    /// It knows the markers around a refresh (RFC 7313).
+    pub(crate) markers: bool,
 }
 
 /// Why a prefix is not advertised to a peer.
@@ -140,6 +142,18 @@ struct OutTable {
     advertised: BitSet,
     cursor: u32,
     end_of_rib_sent: bool,
+    refresh: Refresh,
+}
+
+/// Sending everything again between markers (RFC 7313 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Refresh {
+    #[default]
+    Idle,
+    /// Begins after the End-of-RIB, or at once where that has been sent.
+    Asked,
+    /// The beginning has been marked.
+    Sending,
 }
 
 /// Counts of a peer's advertised prefixes in a family.
@@ -192,7 +206,28 @@ impl Rib {
         }
     }
 
-    /// Everything of a family is sent again: the peer asked (RFC 2918), or an operator.
+    /// Whether what leads through this node is advertised as the last choice.
+    pub(crate) fn set_draining(&mut self, draining: bool) {
+        if std::mem::replace(&mut self.draining, draining) != draining {
+            for target in self.targets.clone() {
+                Family::ALL.into_iter().for_each(|f| self.mark_all_for(target, f));
+            }
+        }
+    }
+
+    /// Everything of a family is sent again: the peer asked (RFC 2918), or an operator. A peer that knows the markers gets
+    /// them around it, and forgets what is not between them.
+    pub(crate) fn refresh_for(&mut self, id: u32, family: Family) {
+        if !self.export_policy(id).is_some_and(|p| p.markers) {
+            return self.mark_all_for(id, family);
+        }
+        if let Some(table) = self.out_table(id, family) {
+            table.refresh = Refresh::Asked;
+            self.wake(id);
+        }
+    }
+
+    /// Everything of a family is looked at again.
     pub(crate) fn mark_all_for(&mut self, id: u32, family: Family) {
         let Some(out) = self.out_table(id, family) else { return };
         let mut table = std::mem::take(out);
@@ -278,6 +313,7 @@ impl Rib {
     pub(crate) fn pull(&mut self, id: u32, out: &mut BytesMut) -> u64 {
         let mut messages = 0;
         for family in Family::ALL {
+            messages += self.begin_refresh(id, family, out);
             while self.out_table(id, family).is_some_and(|t| !t.dirty.is_empty()) {
                 messages += self.pull_batch(id, family, out);
                 if messages > 0 {
@@ -295,6 +331,7 @@ impl Rib {
                 wire::end_of_rib(out, family);
                 messages += 1;
             }
+            messages += self.end_refresh(id, family, out);
         }
         if messages == 0
             && let Some(adj) = self.adj_out.get_mut(id as usize).and_then(Option::as_mut)
@@ -302,6 +339,24 @@ impl Rib {
             adj.awake = false;
         }
         messages
+    }
+
+    /// RFC 7313 4: no marker before the End-of-RIB.
+    fn begin_refresh(&mut self, id: u32, family: Family, out: &mut BytesMut) -> u64 {
+        let due = |t: &&mut OutTable| t.refresh == Refresh::Asked && t.end_of_rib_sent;
+        let Some(table) = self.out_table(id, family).filter(due) else { return 0 };
+        table.refresh = Refresh::Sending;
+        RouteRefresh { family, kind: RefreshKind::Begin }.encode(out);
+        self.mark_all_for(id, family);
+        1
+    }
+
+    fn end_refresh(&mut self, id: u32, family: Family, out: &mut BytesMut) -> u64 {
+        let due = |t: &&mut OutTable| t.refresh == Refresh::Sending && t.dirty.is_empty();
+        let Some(table) = self.out_table(id, family).filter(due) else { return 0 };
+        table.refresh = Refresh::Idle;
+        RouteRefresh { family, kind: RefreshKind::End }.encode(out);
+        1
     }
 
     fn pull_batch(&mut self, id: u32, family: Family, out: &mut BytesMut) -> u64 {
@@ -506,6 +561,13 @@ impl Rib {
             rule.get(&policy.filters, family)
                 .set
                 .apply(&mut set, policy.local_as.unwrap_or(self.identity.asn));
+        }
+        // After the filters, which have no say in it. A reflected route does not lead through this node.
+        if self.draining && !matches!(key.kind, Kind::Reflected(_)) {
+            if let Err(at) = set.communities.binary_search(&well_known::GRACEFUL_SHUTDOWN) {
+                set.communities.insert(at, well_known::GRACEFUL_SHUTDOWN);
+            }
+            set.local_pref = set.local_pref.map(|_| 0);
         }
         if policy.peer_type == PeerType::External {
             let local_as = policy.local_as.filter(|a| *a != self.identity.asn);

@@ -82,6 +82,8 @@ pub(crate) struct Rib {
     protected_changed: bool,
     /// Next hops whose state changed since paths were last decided on.
     changed_hops: FxHashSet<NextHopId>,
+    /// What leads through this node is advertised as the last choice (RFC 8326).
+    draining: bool,
 }
 
 /// What the FIB has been told and what it has still to be told.
@@ -110,6 +112,7 @@ impl Rib {
             protected: Protected::default(),
             protected_changed: false,
             changed_hops: FxHashSet::default(),
+            draining: false,
         }
     }
 

@@ -111,6 +111,11 @@ impl Fsm {
         self.state >= State::OpenSent
     }
 
+    /// NOTIFICATIONs on it leave graceful restart on (RFC 8538).
+    pub(super) fn graceful_notification(&self) -> bool {
+        self.negotiated.as_ref().is_some_and(|n| n.graceful_notification())
+    }
+
     /// OpenConfirm with the timers that were agreed on.
     pub(super) fn confirm(&mut self, negotiated: Box<Negotiated>, now: Instant, jitter: &mut Jitter) {
         self.state = State::OpenConfirm;

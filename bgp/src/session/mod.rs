@@ -83,9 +83,10 @@ pub enum Outgoing {
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Down {
-    /// The transport went away without a NOTIFICATION on either side: the peer may be restarting (RFC 4724 4.2).
+    /// Not for good: the transport went away without a NOTIFICATION on either side, so that the peer may be restarting
+    /// (RFC 4724 4.2), or with one that is no Hard Reset under the N bit (RFC 8538).
     Lost,
-    /// By NOTIFICATION, by configuration or with the link.
+    /// For good: by configuration, with the link, or by NOTIFICATION otherwise.
     Ended,
 }
 
@@ -209,19 +210,33 @@ impl Session {
         self.show(cx);
     }
 
-    /// ManualStop, AutomaticStop (events 2 and 8): Cease on what has sent an OPEN; stays in Idle until `start`.
+    /// ManualStop, AutomaticStop (events 2 and 8): Cease on what has sent an OPEN, as a Hard Reset where the N bit would
+    /// make a mere pause of it (RFC 8538 4); stays in Idle until `start`.
     pub fn stop(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
-        let said = self.primary.has_sent_open() || self.second.as_ref().is_some_and(Fsm::has_sent_open);
-        self.end_all(cx, Some(cease), Down::Ended);
+        self.halt(cx, cease, reason, Down::Ended);
+    }
+
+    fn halt(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason, how: Down) {
+        let said = self.end_all(cx, cease, how);
         self.primary = Fsm::idle();
         self.idle_until = None;
-        self.reason = Some(if said { reason.and_sent(cease) } else { reason });
+        self.reason = Some(match &said {
+            Some(notification) => reason.and_sent(notification),
+            None => reason,
+        });
         self.show(cx);
     }
 
-    /// As `stop`, then starts again at once: an operator or the configuration wants it.
+    /// As `stop`, then starts again at once: an operator wants a new session and new routes.
     pub fn restart(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
         self.stop(cx, cease, reason);
+        self.start(cx, true);
+    }
+
+    /// As `restart`, but under the N bit both sides keep their routes meanwhile: the session changes, forwarding does not.
+    pub fn renew(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
+        let how = self.how_it_ends();
+        self.halt(cx, cease, reason, how);
         self.start(cx, true);
     }
 
@@ -530,7 +545,8 @@ impl Session {
             }
             return;
         }
-        self.fail(cx, which, None, reason);
+        let how = if notification.is_hard_reset() { Down::Ended } else { self.how_it_ends() };
+        self.fail_as(cx, which, None, reason, how);
     }
 
     /// RFC 6608: the FSM error of the state; 5/0 before OPEN, which has no subcode of its own.
@@ -561,6 +577,23 @@ impl Session {
         notification: Option<&Notification>,
         reason: Reason,
     ) {
+        let how = self.how_it_ends();
+        self.fail_as(cx, which, notification, reason, how);
+    }
+
+    /// What an error means for the routes of the Established session (RFC 8538 4).
+    fn how_it_ends(&self) -> Down {
+        if self.primary.graceful_notification() { Down::Lost } else { Down::Ended }
+    }
+
+    fn fail_as(
+        &mut self,
+        cx: &mut Context<'_>,
+        which: Which,
+        notification: Option<&Notification>,
+        reason: Reason,
+        how: Down,
+    ) {
         if which == Which::Second {
             let second = self.second.take().expect("it failed just now");
             close(cx, &second, notification);
@@ -569,7 +602,7 @@ impl Session {
         self.reason = Some(reason);
         close(cx, &self.primary, notification);
         if self.primary.state == State::Established {
-            self.leave_established(cx, Down::Ended);
+            self.leave_established(cx, how);
             if let Some(second) = self.second.take() {
                 close(cx, &second, notification);
             }
@@ -610,12 +643,20 @@ impl Session {
         }
     }
 
-    fn end_all(&mut self, cx: &mut Context<'_>, notification: Option<&Notification>, how: Down) {
-        if let Some(second) = self.second.take() {
-            close(cx, &second, notification);
+    /// Ends all connections; gives what was said on the one that had come furthest.
+    fn end_all(&mut self, cx: &mut Context<'_>, cease: &Notification, how: Down) -> Option<Notification> {
+        let second = self.second.take();
+        let mut said = None;
+        for fsm in second.iter().chain([&self.primary]) {
+            let hard = how == Down::Ended && fsm.graceful_notification();
+            let notification = if hard { Notification::hard_reset(cease) } else { cease.clone() };
+            close(cx, fsm, Some(&notification));
+            if fsm.has_sent_open() {
+                said = Some(notification);
+            }
         }
-        close(cx, &self.primary, notification);
         self.leave_established(cx, how);
+        said
     }
 
     fn dial(&mut self, cx: &mut Context<'_>) {

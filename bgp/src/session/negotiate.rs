@@ -31,6 +31,9 @@ pub struct RestartFlags {
     /// R and F: this process found its predecessor's forwarding state and has not finished learning. Outside a restart
     /// neither is set: F would promise a state that nobody preserved.
     pub restarting: bool,
+    /// F alone: the last session ended by a NOTIFICATION or the hold timer under the N bit, and we still forward by what
+    /// it had brought (RFC 8538 4.1: without F the peer would flush what it keeps for us).
+    pub preserved: PerFamily<bool>,
 }
 
 impl Settings {
@@ -43,15 +46,17 @@ impl Settings {
             .map(Capability::Multiprotocol)
             .collect();
         capabilities.push(Capability::RouteRefresh);
+        capabilities.push(Capability::EnhancedRouteRefresh);
+        capabilities.push(Capability::ExtendedMessage);
         if let Some(gr) = speaker.graceful_restart.as_ref().filter(|_| peer.graceful_restart) {
             capabilities.push(Capability::GracefulRestart(GracefulRestart {
                 restarting: flags.restarting,
-                notification: false,
+                notification: true,
                 restart_time: gr.restart_time.as_secs().min(4095) as u16,
                 families: Family::ALL
                     .into_iter()
                     .filter(|f| peer.families.contains(f))
-                    .map(|f| (f, flags.restarting))
+                    .map(|f| (f, flags.restarting || flags.preserved[f]))
                     .collect(),
             }));
         }
@@ -108,6 +113,10 @@ pub struct Negotiated {
     pub families: PerFamily<bool>,
     /// Both have 4-octet AS numbers.
     pub four_octet_as: bool,
+    /// Both take messages up to 65535 octets (RFC 8654).
+    pub extended_message: bool,
+    /// Both mark the beginning and the end of a refresh (RFC 7313).
+    pub enhanced_refresh: bool,
     /// The peer understands ROUTE-REFRESH.
     pub route_refresh: bool,
     /// The peer's graceful restart capability, if we offered ours too.
@@ -128,13 +137,23 @@ impl Negotiated {
 
     /// How to write for the peer.
     pub fn encode_context(&self) -> EncodeContext {
-        EncodeContext { four_octet_as: self.four_octet_as, ..EncodeContext::modern(self.peer_type) }
+        EncodeContext {
+            four_octet_as: self.four_octet_as,
+            extended_message: self.extended_message,
+            ..EncodeContext::modern(self.peer_type)
+        }
     }
 
     /// The family's F bit in the peer's OPEN: `None` if its graceful restart does not cover the family.
     pub fn forwarding_preserved(&self, family: Family) -> Option<bool> {
         let gr = self.graceful_restart.as_ref()?;
         gr.families.iter().find(|(f, _)| *f == family).map(|(_, preserved)| *preserved)
+    }
+
+    /// Both sides keep routes over NOTIFICATIONs and expired hold timers too (N bit, RFC 8538). We offer it with graceful
+    /// restart itself.
+    pub fn graceful_notification(&self) -> bool {
+        self.graceful_restart.as_ref().is_some_and(|gr| gr.notification)
     }
 
     /// The peer's own restart is under way (R bit).
@@ -181,6 +200,7 @@ pub fn negotiate(ours: &Settings, theirs: &Open) -> Result<Negotiated, Refusal> 
     });
 
     let has = |open: &Open, wanted: fn(&Capability) -> bool| open.capabilities.iter().any(wanted);
+    let both = |wanted: fn(&Capability) -> bool| has(&ours.open, wanted) && has(theirs, wanted);
     let four_octet = |c: &Capability| matches!(c, Capability::FourOctetAs(_));
     let families =
         PerFamily::from_fn(|family| offers_family(&ours.open, family) && offers_family(theirs, family));
@@ -197,6 +217,10 @@ pub fn negotiate(ours: &Settings, theirs: &Open) -> Result<Negotiated, Refusal> 
         keepalive,
         families,
         four_octet_as: has(theirs, four_octet),
+        extended_message: both(|c| matches!(c, Capability::ExtendedMessage)),
+        // RFC 7313 3: it builds on plain route refresh.
+        enhanced_refresh: both(|c| matches!(c, Capability::RouteRefresh))
+            && both(|c| matches!(c, Capability::EnhancedRouteRefresh)),
         route_refresh: has(theirs, |c| matches!(c, Capability::RouteRefresh)),
         graceful_restart: remote_gr.filter(|_| local_gr).cloned(),
         remote_capabilities: theirs.capabilities.clone(),
@@ -243,10 +267,14 @@ mod tests {
         RouterId::new(Ipv4Addr::new(10, 0, 0, last)).unwrap()
     }
 
+    fn flags(restarting: bool) -> RestartFlags {
+        RestartFlags { restarting, preserved: PerFamily::both(false) }
+    }
+
     fn settings(remote_as: RemoteAs) -> Settings {
         let speaker = SpeakerConfig::new(Asn(64512), id(1));
         let peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), remote_as);
-        Settings::new(&speaker, &peer, RestartFlags { restarting: false })
+        Settings::new(&speaker, &peer, flags(false))
     }
 
     fn open(asn: u32, hold_time: u16) -> Open {
@@ -351,7 +379,7 @@ mod tests {
         });
         let peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
         let gr = |restarting| {
-            let s = Settings::new(&speaker, &peer, RestartFlags { restarting });
+            let s = Settings::new(&speaker, &peer, flags(restarting));
             s.open.capabilities.into_iter().find_map(|c| match c {
                 Capability::GracefulRestart(gr) => Some(gr),
                 _ => None,
@@ -373,10 +401,10 @@ mod tests {
             restarting: true,
         });
         let peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
-        let during = Settings::new(&speaker, &peer, RestartFlags { restarting: true });
-        let after = Settings::new(&speaker, &peer, RestartFlags { restarting: false });
+        let during = Settings::new(&speaker, &peer, flags(true));
+        let after = Settings::new(&speaker, &peer, flags(false));
         assert!(!after.needs_reset(&during));
         speaker.asn = Asn(64513);
-        assert!(Settings::new(&speaker, &peer, RestartFlags { restarting: false }).needs_reset(&after));
+        assert!(Settings::new(&speaker, &peer, flags(false)).needs_reset(&after));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::rib::SourceId;
-use crate::session::Down;
+use crate::session::{Down, Negotiated};
 use crate::speaker::Speaker;
 use crate::types::{Family, PerFamily};
 
@@ -15,6 +15,8 @@ const STALE_LIMIT: Duration = Duration::from_secs(360);
 pub(super) struct Helping {
     /// Families with routes kept.
     pub(super) families: PerFamily<bool>,
+    /// The session ended under the N bit (RFC 8538): the peer keeps our routes as well, and counts on our F bit.
+    pub(super) after_notification: bool,
     /// The first of the losses that have not been made good.
     since: Instant,
     /// Then the stale routes go: at first the peer's restart time, after its return the upper bound.
@@ -37,7 +39,13 @@ impl Speaker {
             // RFC 4724 would drop, at a second loss, what was stale from the first. A peer that crashes twice while it starts
             // has lost no forwarding by that; the upper bound counts from the first loss instead.
             let since = peer.helping.as_ref().map_or(now, |h| h.since);
-            Helping { families: kept, since, deadline: (now + time).min(since + STALE_LIMIT) }
+            let after_notification = offered.is_some_and(Negotiated::graceful_notification);
+            Helping {
+                families: kept,
+                after_notification,
+                since,
+                deadline: (now + time).min(since + STALE_LIMIT),
+            }
         });
         for family in Family::ALL {
             if kept[family] {
@@ -46,6 +54,7 @@ impl Speaker {
                 self.rib.remove_all_of(SourceId(id), family, false);
             }
         }
+        self.renew_settings(id);
     }
 
     /// The session is up again: families whose forwarding state the peer has lost are flushed at once, the others wait for
@@ -53,6 +62,8 @@ impl Speaker {
     pub(super) fn peer_is_back(&mut self, now: Instant, id: u32) {
         let peer = self.peers[id as usize].as_mut().expect("the caller has it");
         let Some(mut helping) = peer.helping.take() else { return };
+        // F is for the OPEN that ends the interruption, not for later ones.
+        helping.after_notification = false;
         let n = peer.negotiated.as_ref().expect("it has just come up");
         let lost = PerFamily::from_fn(|f| {
             helping.families[f] && !(n.families[f] && n.forwarding_preserved(f) == Some(true))
@@ -69,6 +80,7 @@ impl Speaker {
                 self.rib.remove_all_of(SourceId(id), family, true);
             }
         }
+        self.renew_settings(id);
     }
 
     /// The peer has said everything: what is still stale is gone.
@@ -101,6 +113,7 @@ impl Speaker {
             for family in Family::ALL.into_iter().filter(|f| helping.families[*f]) {
                 self.rib.remove_all_of(SourceId(id), family, true);
             }
+            self.renew_settings(id);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::speaker::{
 use crate::types::{Asn, Family, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::NextHop;
 use crate::wire::iana::{cease, error};
-use crate::wire::message::{Capability, Message, Notification, RefreshKind, RouteRefresh, Update};
+use crate::wire::message::{Capability, Message, Notification, Update};
 use crate::wire::{self, DecodeContext};
 
 /// So many closed connections of a peer may wait for their last words to be fetched.
@@ -83,6 +83,9 @@ impl Speaker {
                     self.on_message(now, id, conn, message);
                     if renegotiated {
                         ctx = self.decode_context(id, conn);
+                        if self.takes_extended_messages(id, conn) {
+                            framer.allow_extended_messages();
+                        }
                     }
                 }
                 Err(e) => {
@@ -125,6 +128,14 @@ impl Speaker {
             .map_or_else(|| DecodeContext::modern(PeerType::External), Negotiated::decode_context)
     }
 
+    /// RFC 8654 4: whoever has offered the capability takes long messages, from whomever they come.
+    fn takes_extended_messages(&self, id: u32, conn: ConnId) -> bool {
+        self.peer(id).is_some_and(|p| {
+            p.session.negotiated_on(conn).is_some()
+                && p.session.settings().open.capabilities.contains(&Capability::ExtendedMessage)
+        })
+    }
+
     fn on_message(&mut self, now: Instant, id: u32, conn: ConnId, message: Message) {
         let Some(peer) = self.peers[id as usize].as_mut() else { return };
         let was_up = peer.session.established() == Some(conn);
@@ -145,11 +156,8 @@ impl Speaker {
             Message::Update(update) if delivery == Some(Delivery::Deliver) => {
                 self.on_update(now, id, *update);
             }
-            // RFC 2918 4; the markers of RFC 7313 are not offered and mean nothing here.
-            Message::RouteRefresh(RouteRefresh { family, kind: RefreshKind::Request })
-                if delivery == Some(Delivery::Deliver) =>
-            {
-                self.rib.mark_all_for(id, family);
+            Message::RouteRefresh(refresh) if delivery == Some(Delivery::Deliver) => {
+                self.on_refresh(now, id, refresh);
             }
             Message::Keepalive if was_up => {
                 if let Some(peer) = self.peers[id as usize].as_mut() {
@@ -179,12 +187,20 @@ impl Speaker {
         let LimitReached { family, limit, action } = crossed;
         match action {
             MaxPrefixesAction::Warn => {
-                self.tell(id, format!("more than {limit} {family} prefixes received"));
+                self.tell(
+                    id,
+                    Some(Cause::PrefixLimit),
+                    format!("more than {limit} {family} prefixes received"),
+                );
             }
             MaxPrefixesAction::Reject => {
                 if let Some(peer) = self.peers[id as usize].as_mut().filter(|p| !p.limit_told[family]) {
                     peer.limit_told[family] = true;
-                    self.tell(id, format!("{family} prefixes beyond {limit} are refused"));
+                    self.tell(
+                        id,
+                        Some(Cause::PrefixLimit),
+                        format!("{family} prefixes beyond {limit} are refused"),
+                    );
                 }
             }
             MaxPrefixesAction::Disable => {
@@ -205,10 +221,10 @@ impl Speaker {
     }
 
     /// A prefix limit that does not end the session.
-    fn tell(&mut self, id: u32, reason: String) {
+    pub(super) fn tell(&mut self, id: u32, cause: Option<Cause>, reason: String) {
         if let Some(peer) = self.peer(id) {
             let state = peer.session.state().name();
-            let (peer, cause) = (peer.config.name.clone(), Some(Cause::PrefixLimit));
+            let peer = peer.config.name.clone();
             let fact = PeerFact { peer, from: state, to: state, reason, cause };
             self.effects.push_back(Effect::Peer(fact));
         }
@@ -266,16 +282,17 @@ impl Speaker {
     /// Notes the state that people see, where it is another than they saw before.
     pub(super) fn record(&mut self, now: Instant, id: u32) {
         let Some(peer) = self.peer(id) else { return };
-        let shown = peer.state_name(self.stopping.as_deref());
+        let shown = peer.state_name(self.down_text());
         if shown != peer.history.shown {
             self.record_state(now, id, shown);
         }
     }
 
     fn record_state(&mut self, now: Instant, id: u32, to: &'static str) {
-        let stopping = self.stopping.as_deref();
+        let stopping = self.down_text().map(str::to_owned);
         let peer = self.peers[id as usize].as_mut().expect("it has just changed state");
-        let disabled = to == State::Idle.name() && peer.blocked(stopping).is_some_and(|b| b.disabled);
+        let disabled =
+            to == State::Idle.name() && peer.blocked(stopping.as_deref()).is_some_and(|b| b.disabled);
         let to = if disabled { DISABLED } else { to };
         let (from, reason) = (peer.history.shown, peer.session.reason().cloned());
         let fact = PeerFact {
@@ -332,6 +349,7 @@ impl Speaker {
         let negotiated = peer.session.negotiated().expect("it has just come up").clone();
         peer.end_of_rib = PerFamily::both(false);
         peer.limit_told = PerFamily::both(false);
+        peer.refreshing = PerFamily::both(None);
         peer.keepalives = 0;
         let source = Source {
             peer_type: negotiated.peer_type,
@@ -360,6 +378,7 @@ impl Speaker {
         }
         let peer = self.peers[id as usize].as_mut().expect("it has just gone down");
         let endpoints = peer.endpoints.take();
+        peer.refreshing = PerFamily::both(None);
         peer.end_of_rib = PerFamily::both(false);
         self.peer_is_gone(now, id, how);
         endpoints.into_iter().for_each(|e| self.drop_local_address(e.local.ip()));
@@ -412,6 +431,7 @@ fn export_policy(
         own: own_next_hops(endpoints),
         shared: shared_subnets(endpoints),
         encode: n.encode_context(),
+        markers: n.enhanced_refresh,
     }
 }
 

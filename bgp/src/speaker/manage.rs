@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::filter::Filter;
 use crate::rib::SourceId;
-use crate::session::{Cause, Outgoing, Output, Reason, Session, Settings};
+use crate::session::{Cause, Negotiated, Outgoing, Output, Reason, RestartFlags, Session, Settings};
 use crate::speaker::history::History;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
@@ -24,20 +24,15 @@ impl Speaker {
         }
         let reflects_differently = old.cluster_id != self.config.cluster_id;
         self.rib.set_identity(identity(&self.config));
-        let flags = self.restart_flags();
         for id in self.peer_ids() {
+            let settings = self.settings_of(self.peer(id).expect("named peers exist"));
             let peer = self.peers[id as usize].as_mut().expect("named peers exist");
-            let settings = Settings::new(&self.config, &peer.config, flags);
             // The AS is in every AS_PATH that we send, also where a session has a local AS of its own.
             let reset = settings.needs_reset(peer.session.settings()) || old.asn != self.config.asn;
             peer.session.set_settings(settings);
             if reset {
-                self.restart_session(
-                    now,
-                    id,
-                    &cease_for_change(),
-                    Reason::new(Cause::ConfigChanged, "our AS, identifier or capabilities changed"),
-                );
+                let reason = Reason::new(Cause::ConfigChanged, "our AS, identifier or capabilities changed");
+                self.renew_session(now, id, reason);
             } else if reflects_differently {
                 self.rib.update_export_policy(id, |_| {});
             }
@@ -70,8 +65,9 @@ impl Speaker {
     }
 
     fn add_peer_with(&mut self, now: Instant, config: PeerConfig, by_hand: Option<Option<String>>) {
-        let settings = Settings::new(&self.config, &config, self.restart_flags());
         let (name, address) = (config.name.clone(), config.address);
+        let fresh = RestartFlags { restarting: self.restart.is_some(), preserved: PerFamily::both(false) };
+        let settings = Settings::new(&self.config, &config, fresh);
         let mut peer = Peer::new(config, Session::new(settings, now));
         if let Some(history) = self.retired.take(&name) {
             peer.history = history;
@@ -99,7 +95,6 @@ impl Speaker {
 
     fn change_peer(&mut self, now: Instant, id: u32, mut config: PeerConfig) {
         let speaker_as = self.config.asn;
-        let flags = self.restart_flags();
         let peer = self.peers[id as usize].as_mut().expect("named peers exist");
         if peer.config == config {
             return;
@@ -117,7 +112,8 @@ impl Speaker {
             peer.held = None;
         }
         let options = peer.socket_options(speaker_as);
-        let settings = Settings::new(&self.config, &new, flags);
+        let settings = self.settings_of(self.peer(id).expect("named peers exist"));
+        let peer = self.peers[id as usize].as_mut().expect("named peers exist");
         let wrong_as = peer.negotiated.as_ref().is_some_and(|n| {
             peer.session.established().is_some()
                 && crate::session::negotiate::expects(&settings, n.remote_as).is_err()
@@ -136,7 +132,11 @@ impl Speaker {
         }
         if reset {
             let reason = Reason::new(Cause::ConfigChanged, "configuration changed");
-            self.restart_session(now, id, &cease_for_change(), reason);
+            // A peer that is not who it should be takes its routes along.
+            match wrong_as {
+                true => self.restart_session(now, id, &cease_for_change(), reason),
+                false => self.renew_session(now, id, reason),
+            }
         } else {
             self.change_policy(now, id, &old, &new);
         }
@@ -242,7 +242,7 @@ impl Speaker {
                 self.restart_session(now, id, &cease, reason);
             }
             Reset::SoftIn => self.ask_again(now, id),
-            Reset::SoftOut => Family::ALL.into_iter().for_each(|f| self.rib.mark_all_for(id, f)),
+            Reset::SoftOut => Family::ALL.into_iter().for_each(|f| self.rib.refresh_for(id, f)),
         }
         true
     }
@@ -264,9 +264,9 @@ impl Speaker {
 
     /// Starts or stops a session as its configuration and circumstances want it.
     pub(super) fn reconcile(&mut self, now: Instant, id: u32) {
-        let stopping = self.stopping.clone();
+        let down = self.down_text().map(str::to_owned);
         let peer = self.peers[id as usize].as_mut().expect("callers have it from the index");
-        match peer.blocked(stopping.as_deref()) {
+        match peer.blocked(down.as_deref()) {
             Some(blocked) => {
                 self.drive(now, id, |session, cx| session.stop(cx, &blocked.cease, blocked.reason));
                 // A session that was in Idle already has said nothing.
@@ -283,11 +283,24 @@ impl Speaker {
     }
 
     fn restart_session(&mut self, now: Instant, id: u32, cease: &Notification, reason: Reason) {
-        let blocked = self.peer(id).is_none_or(|p| p.blocked(self.stopping.as_deref()).is_some());
+        let blocked = self.peer(id).is_none_or(|p| p.blocked(self.down_text()).is_some());
         self.stop_helping(id);
         if !blocked {
             self.drive(now, id, |session, cx| session.restart(cx, cease, reason));
         }
+    }
+
+    /// A new session for a change of configuration; forwarding goes on where both sides can.
+    fn renew_session(&mut self, now: Instant, id: u32, reason: Reason) {
+        let Some(peer) = self.peer(id) else { return };
+        if peer.blocked(self.down_text()).is_some() {
+            return self.stop_helping(id);
+        }
+        let graceful = peer.session.negotiated().is_some_and(Negotiated::graceful_notification);
+        if !graceful {
+            self.stop_helping(id);
+        }
+        self.drive(now, id, |session, cx| session.renew(cx, &cease_for_change(), reason));
     }
 
     /// All routes again, judged anew: by ROUTE-REFRESH, or by a new session with a peer that does not know it. (Kept copies

@@ -19,17 +19,21 @@ use crate::wire::iana::cease;
 use crate::wire::message::Notification;
 
 mod config;
+mod drain;
 mod effect;
 mod helper;
 mod history;
 mod input;
 mod manage;
 mod peer;
+mod refresh;
 mod restart;
 mod show;
 mod view;
 
 pub use config::*;
+use drain::Drain;
+pub use drain::DrainView;
 pub use effect::*;
 use history::{NotificationCounts, Retired};
 use input::canonical;
@@ -63,6 +67,7 @@ pub struct Speaker {
     notifications: NotificationCounts,
     /// Set by `shutdown`: the text for the peers.
     stopping: Option<String>,
+    drain: Option<Drain>,
     /// Reused for what sessions put out.
     scratch: Vec<Output>,
 }
@@ -109,6 +114,7 @@ impl Speaker {
             retired: Retired::default(),
             notifications: NotificationCounts::default(),
             stopping: None,
+            drain: None,
             scratch: Vec::new(),
         }
     }
@@ -236,7 +242,7 @@ impl Speaker {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.timers.first().map(|(at, _)| *at);
         let restart = self.restart.as_ref().and_then(|r| r.timeout(&self.rib));
-        timers.into_iter().chain(restart).min()
+        timers.into_iter().chain(restart).chain(self.drain_deadline()).min()
     }
 
     /// Lets timers expire.
@@ -250,15 +256,21 @@ impl Speaker {
             if let Some(peer) = self.peers[id as usize].as_mut() {
                 peer.scheduled = None;
                 self.expire_helping(now, id);
+                self.expire_refreshes(now, id);
                 self.drive(now, id, |session, cx| session.handle_timeout(cx));
             }
         }
+        self.check_drain(now);
         self.check_restart(now);
     }
 
     /// Cease (6/2) with a text to all peers; they stay down.
     pub fn shutdown(&mut self, now: Instant, text: &str) {
         self.stopping = Some(text.to_owned());
+        self.reconcile_all(now);
+    }
+
+    fn reconcile_all(&mut self, now: Instant) {
         for id in self.peer_ids() {
             self.reconcile(now, id);
         }

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use crate::session::{Cause, Negotiated, Reason, Session};
 use crate::speaker::helper::Helping;
 use crate::speaker::history::{DISABLED, History};
+use crate::speaker::refresh::Refreshing;
 use crate::speaker::{ConnId, Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
 use crate::types::{Asn, PeerType, PerFamily};
 use crate::wire::header::Framer;
@@ -34,6 +35,7 @@ pub(super) struct Peer {
     pub(super) helping: Option<Helping>,
     /// On the session that is up, people know of refused prefixes beyond the limit.
     pub(super) limit_told: PerFamily<bool>,
+    pub(super) refreshing: Refreshing,
     pub(super) messages: MessagesView,
     pub(super) history: History,
     /// Connections that `Effect::Close` has named and whose last words were not fetched yet, or were.
@@ -64,6 +66,7 @@ impl Peer {
             keepalives: 0,
             helping: None,
             limit_told: PerFamily::both(false),
+            refreshing: PerFamily::both(None),
             messages: MessagesView::default(),
             history: History::new(),
             closing: VecDeque::new(),
@@ -128,7 +131,8 @@ impl Peer {
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let helping = self.helping.as_ref().map(|h| h.deadline);
-        self.session.deadline().into_iter().chain(helping).min()
+        let refreshing = [self.refreshing.ipv4, self.refreshing.ipv6].into_iter().flatten();
+        self.session.deadline().into_iter().chain(helping).chain(refreshing).min()
     }
 }
 

@@ -53,8 +53,24 @@ impl Restart {
 
 impl Speaker {
     /// R and F as an OPEN sent now has to show them.
-    pub(super) fn restart_flags(&self) -> RestartFlags {
-        RestartFlags { restarting: self.restart.is_some() }
+    fn restart_flags(&self, peer: &Peer) -> RestartFlags {
+        let kept = peer.helping.as_ref().filter(|h| h.after_notification);
+        RestartFlags {
+            restarting: self.restart.is_some(),
+            preserved: kept.map_or(PerFamily::both(false), |h| h.families),
+        }
+    }
+
+    /// Our side of a peer's sessions to come.
+    pub(super) fn settings_of(&self, peer: &Peer) -> Settings {
+        Settings::new(&self.config, &peer.config, self.restart_flags(peer))
+    }
+
+    /// Our next OPEN to a peer shows what has changed.
+    pub(super) fn renew_settings(&mut self, id: u32) {
+        if let Some(settings) = self.peer(id).map(|p| self.settings_of(p)) {
+            self.peers[id as usize].as_mut().expect("looked at above").session.set_settings(settings);
+        }
     }
 
     /// Ends the deferral of families that have nothing more to wait for.
@@ -89,9 +105,8 @@ impl Speaker {
         if restart.phases == PerFamily::both(Phase::Done) {
             self.restart = None;
             // OPENs to come must not claim a restart: F=1 outside one is wrong.
-            let flags = self.restart_flags();
-            for peer in self.peers.iter_mut().flatten() {
-                peer.session.set_settings(Settings::new(&self.config, &peer.config, flags));
+            for id in self.peer_ids() {
+                self.renew_settings(id);
             }
         }
     }
@@ -114,7 +129,7 @@ impl Speaker {
         if !self.restart.as_ref().is_some_and(|r| r.is_learning(family)) {
             return false;
         }
-        if !peer.config.families.contains(&family) || peer.blocked(self.stopping.as_deref()).is_some() {
+        if !peer.config.families.contains(&family) || peer.blocked(self.down_text()).is_some() {
             return false;
         }
         if peer.session.established().is_none() {

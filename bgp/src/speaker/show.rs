@@ -161,7 +161,7 @@ impl Speaker {
             remote_as: configured_as.or(peer.negotiated.as_ref().map(|n| n.remote_as)),
             peer_type: peer.peer_type(self.config.asn),
             router_id: peer.negotiated.as_ref().map(|n| n.router_id.addr()),
-            state: peer.state_name(self.stopping.as_deref()),
+            state: peer.state_name(self.down_text()),
             age: now.saturating_duration_since(session.since()),
             flaps: peer.history.flaps,
             reason: session.reason().map(|r| r.text.clone()),

@@ -93,6 +93,17 @@ pub(crate) fn open_gr(
     o
 }
 
+/// The same where NOTIFICATIONs leave graceful restart on (N bit, RFC 8538).
+pub(crate) fn open_n(asn: Asn, router_id: &str, forwarding: bool) -> Open {
+    let mut o = open_gr(asn, router_id, false, forwarding, 60);
+    for capability in &mut o.capabilities {
+        if let Capability::GracefulRestart(gr) = capability {
+            gr.notification = true;
+        }
+    }
+    o
+}
+
 pub(crate) struct Bench {
     pub(crate) speaker: Speaker,
     pub(crate) now: Instant,
@@ -202,6 +213,7 @@ impl Bench {
     pub(crate) fn messages(&mut self, conn: ConnId) -> Vec<Message> {
         self.pump();
         let mut framer = Framer::new();
+        framer.allow_extended_messages();
         framer.push(&self.sent.remove(&conn).unwrap_or_default());
         let mut all = Vec::new();
         // Internal: keeps LOCAL_PREF and reflection attributes for the test to see.

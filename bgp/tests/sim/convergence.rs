@@ -166,8 +166,12 @@ fn a_silent_link_is_found_by_the_hold_timer() {
     net.run_until(secs(60), |n| n.all_reach_all(&all)).expect("converges");
     net.silence(0, 1);
     net.run(secs(60));
-    assert!(!next_hops(&net, 0, 1).is_empty());
+    assert_eq!(net.nodes[0].flaps, 0);
     net.run(secs(40));
+    assert_eq!(net.nodes[0].flaps, 1);
+    // RFC 8538: an expired hold timer may be a peer that is too busy, so that its routes stay for its restart time.
+    assert!(!next_hops(&net, 0, 1).is_empty());
+    net.run(secs(120));
     assert!(next_hops(&net, 0, 1).is_empty() && next_hops(&net, 1, 0).is_empty());
     net.heal(0, 1);
     net.run_until(secs(120), |n| n.all_reach_all(&all)).expect("heals");

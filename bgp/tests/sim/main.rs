@@ -5,9 +5,13 @@
 mod bench;
 mod communities;
 mod convergence;
+mod drain;
+mod extended_message;
 mod history;
 mod net;
+mod notification;
 mod properties;
+mod refresh;
 mod restart;
 mod routes;
 mod session;

@@ -26,7 +26,7 @@ fn restarting() -> Bench {
     b
 }
 
-fn gr_of(messages: &[Message]) -> Option<GracefulRestart> {
+pub(crate) fn gr_of(messages: &[Message]) -> Option<GracefulRestart> {
     messages.iter().find_map(|m| match m {
         Message::Open(o) => o.capabilities.iter().find_map(|c| match c {
             Capability::GracefulRestart(gr) => Some(gr.clone()),
