@@ -2,6 +2,7 @@
 //! kernel says about each prefix. Nothing is decided or guessed here.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -29,6 +30,26 @@ pub struct PeerInfo {
     pub settings: view::PeerSettings,
     /// Settings that are read but not acted on.
     pub unsupported: Vec<String>,
+    /// The object that it comes from, such as `BGPPeer tor-a` or `Node n2`.
+    pub origin: String,
+    /// The address that we dial from; `None`: whichever the kernel takes.
+    pub source: Option<IpAddr>,
+    /// Its key.
+    pub secret: SecretState,
+    /// What else keeps it from being configured whole: filters that do not exist.
+    pub missing: Vec<String>,
+}
+
+/// A peer's TCP MD5 key, without the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SecretState {
+    /// The peer has none.
+    #[default]
+    Unused,
+    /// Read from here.
+    Found(String),
+    /// Not to be had: why.
+    Missing(String),
 }
 
 /// A line of `manxctl peers`.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::bgp::PeerInfo;
+use crate::desired::PeerObject;
 use crate::policy_worker;
 use crate::view::{EpochSeconds, StatusProblem};
 
@@ -29,6 +30,8 @@ pub struct Facts {
     pub originated: Vec<String>,
     /// Configured peers.
     pub peers: BTreeMap<String, PeerInfo>,
+    /// BGPPeer objects, those of other nodes too.
+    pub peer_objects: Vec<PeerObject>,
     /// A predecessor's routes are kept until its peers have told all.
     pub restarting: bool,
     /// The policy thread's own.

@@ -1,6 +1,7 @@
 //! A Kubernetes LabelSelector over node labels.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
 
@@ -50,6 +51,20 @@ impl LabelSelector {
         })
     }
 
+    /// The first condition that these labels do not meet, in words; `None`: all are met.
+    pub fn unmet(&self, labels: &BTreeMap<String, String>) -> Option<String> {
+        let unmet = self.0.iter().find(|r| !LabelSelector(vec![(*r).clone()]).matches(labels))?;
+        let key = match unmet {
+            Requirement::In(key, _) | Requirement::NotIn(key, _) => key,
+            Requirement::Exists(key) | Requirement::DoesNotExist(key) => key,
+        };
+        let has = match labels.get(key) {
+            Some(value) => format!("{key}={value}"),
+            None => format!("no label {key}"),
+        };
+        Some(format!("it wants {unmet}, this node has {has}"))
+    }
+
     pub(super) fn validate(spec: LabelSelectorSpec, path: &str, issues: &mut Issues) -> Self {
         let labels = spec.match_labels.unwrap_or_default();
         let mut requirements: Vec<_> = labels.into_iter().map(|(k, v)| Requirement::In(k, vec![v])).collect();
@@ -58,6 +73,26 @@ impl LabelSelector {
             requirements.extend(issues.take(path, requirement(e)));
         }
         LabelSelector(requirements)
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    /// `rack=a, zone in (1, 2), !spare`, as kubectl writes selectors.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Requirement::In(key, values) if values.len() == 1 => write!(f, "{key}={}", values[0]),
+            Requirement::In(key, values) => write!(f, "{key} in ({})", values.join(", ")),
+            Requirement::NotIn(key, values) => write!(f, "{key} notin ({})", values.join(", ")),
+            Requirement::Exists(key) => f.write_str(key),
+            Requirement::DoesNotExist(key) => write!(f, "!{key}"),
+        }
     }
 }
 
@@ -102,7 +137,25 @@ mod tests {
     #[case(json!({"matchExpressions": [{"key": "zone", "operator": "DoesNotExist", "values": []}]}), true)]
     fn labels_are_selected_as_kubernetes_does(#[case] spec: serde_json::Value, #[case] selected: bool) {
         let labels = BTreeMap::from([("rack".to_owned(), "a".to_owned())]);
-        assert_eq!(selector(spec).unwrap().matches(&labels), selected);
+        let selector = selector(spec).unwrap();
+        assert_eq!(selector.matches(&labels), selected);
+        assert_eq!(selector.unmet(&labels).is_none(), selected);
+    }
+
+    #[rstest]
+    #[case(json!({"matchLabels": {"rack": "b"}}), "rack=b", "it wants rack=b, this node has rack=a")]
+    #[case(json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["1", "2"]}]}), "zone in (1, 2)",
+           "it wants zone in (1, 2), this node has no label zone")]
+    #[case(json!({"matchExpressions": [{"key": "rack", "operator": "DoesNotExist"}]}), "!rack",
+           "it wants !rack, this node has rack=a")]
+    fn what_is_not_met_is_said_beside_what_is_there(
+        #[case] spec: serde_json::Value,
+        #[case] shown: &str,
+        #[case] unmet: &str,
+    ) {
+        let labels = BTreeMap::from([("rack".to_owned(), "a".to_owned())]);
+        let selector = selector(spec).unwrap();
+        assert_eq!((selector.to_string().as_str(), selector.unmet(&labels).as_deref()), (shown, Some(unmet)));
     }
 
     #[rstest]

@@ -14,6 +14,7 @@
 mod addresses;
 mod peers;
 pub mod policy;
+mod selection;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,6 +25,7 @@ use ipnetwork::IpNetwork;
 use manx_bgp::speaker::PeerConfig;
 use manx_bgp::types::{Asn, Prefix, RouterId};
 use manx_cni::node::AddressPool;
+pub use selection::PeerObject;
 use sha2::{Digest, Sha256};
 
 use crate::api::bgp::PeerInfo;
@@ -58,6 +60,8 @@ pub struct BgpIntent {
     pub speaker: Option<SpeakerIntent>,
     /// Its peers, by name.
     pub peers: BTreeMap<String, PeerIntent>,
+    /// The BGPPeer objects that there are, those of other nodes too.
+    pub objects: Vec<PeerObject>,
     /// Prefixes that this node originates, each backed by a blackhole route.
     pub originate: BTreeSet<Prefix>,
     /// Where to listen.
@@ -180,6 +184,7 @@ impl Desired {
                 graceful_restart: self.bgp.graceful_restart,
             }),
             peers,
+            objects: selection::objects(self, node),
             originate: self.originated(node),
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),

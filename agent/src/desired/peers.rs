@@ -10,7 +10,7 @@ use manx_bgp::speaker::{PeerConfig, RemoteAs, Secret};
 use manx_bgp::types::Family;
 
 use super::{Desired, PeerIntent, router_id_of};
-use crate::api::bgp::PeerInfo;
+use crate::api::bgp::{PeerInfo, SecretState};
 use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
 use crate::source::Node;
 use crate::view::PeerSettings;
@@ -49,16 +49,20 @@ fn declared(
     node: &Node,
     local: &[IpNetwork],
 ) -> PeerIntent {
-    let mut blocked = Vec::new();
-    let password = peer.password.as_ref().and_then(|key| match secret(desired, key) {
-        Ok(password) => Some(password),
-        Err(reason) => {
-            blocked.push(reason);
-            None
-        }
-    });
-    let import = filters(desired, &peer.import_filters, &mut blocked);
-    let export = filters(desired, &peer.export_filters, &mut blocked);
+    let (password, secret) = match &peer.password {
+        None => (None, SecretState::Unused),
+        Some(key) => match secret(desired, key) {
+            Ok(password) => (Some(password), SecretState::Found(place(desired, key))),
+            Err(reason) => (None, SecretState::Missing(reason)),
+        },
+    };
+    let mut missing = Vec::new();
+    let import = filters(desired, &peer.import_filters, &mut missing);
+    let export = filters(desired, &peer.export_filters, &mut missing);
+    let mut blocked = missing.clone();
+    if let SecretState::Missing(reason) = &secret {
+        blocked.insert(0, reason.clone());
+    }
     let config = PeerConfig {
         port: peer.port,
         local_as: peer.local_as,
@@ -90,7 +94,15 @@ fn declared(
         ..PeerConfig::new(peer.name.clone(), address, peer.remote_as)
     };
     let unsupported = peer.unsupported().into_iter().map(|i| format!("{}: {}", i.path, i.reason)).collect();
-    let info = PeerInfo { required: peer.required, settings: settings(&config), unsupported };
+    let info = PeerInfo {
+        required: peer.required,
+        settings: settings(&config),
+        unsupported,
+        origin: format!("BGPPeer {}", peer.name),
+        source: config.source,
+        secret,
+        missing,
+    };
     PeerIntent { config, info }
 }
 
@@ -117,7 +129,12 @@ fn mesh_peers(
         graceful_restart: desired.bgp.graceful_restart.is_some(),
         ..PeerConfig::new(other.name.clone(), address, RemoteAs::Asn(desired.asn_of(other)))
     };
-    let info = PeerInfo { required: false, settings: settings(&config), unsupported: Vec::new() };
+    let info = PeerInfo {
+        settings: settings(&config),
+        origin: format!("Node {}", other.name),
+        source: config.source,
+        ..PeerInfo::default()
+    };
     Some((other.name.clone(), PeerIntent { config, info }))
 }
 
@@ -136,8 +153,12 @@ fn node_source(node: &Node, peer: IpAddr, local: &[IpNetwork]) -> Option<IpAddr>
     candidates.find(on_subnet).or(first)
 }
 
+fn place(desired: &Desired, key: &SecretKeyRef) -> String {
+    format!("Secret {}/{}", desired.secrets_namespace, key.name)
+}
+
 fn secret(desired: &Desired, key: &SecretKeyRef) -> Result<Secret, String> {
-    let place = || format!("Secret {}/{}", desired.secrets_namespace, key.name);
+    let place = || place(desired, key);
     let secret = desired
         .secrets
         .get(&key.name)

@@ -75,6 +75,8 @@ pub struct Found {
     pub gateways: Vec<IpAddr>,
     /// Interface names, in the order of the next hops.
     pub interfaces: Vec<String>,
+    /// Their numbers.
+    pub ifindexes: Vec<u32>,
     /// `manx`, or whose it is by its protocol number.
     pub owner: String,
 }

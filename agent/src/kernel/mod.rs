@@ -3,8 +3,9 @@
 //! ```text
 //! netlink -+- fib      routes we own, written in bulk by a thread of its own
 //!          +- link     links, addresses and other owners' routes, as a snapshot and events
+//!          +- neighbour one on-link neighbour, when somebody asks
 //!          +- ipset    sets, over a socket that stays open
-//! iptables, sysctl     processes and /proc
+//! iptables, sysctl, netstat   processes and /proc
 //! policy               carries out the policy engine's plan over ipset and iptables
 //! cleanup              finds and removes all of ours
 //! ```
@@ -17,7 +18,9 @@ pub mod fib;
 pub mod ipset;
 pub mod iptables;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
+pub mod netstat;
 pub mod policy;
 pub mod sysctl;
 

@@ -180,6 +180,7 @@ impl Snapshot {
             prefix: Some(route.prefix),
             gateways: route.hops.iter().filter_map(|h| h.gateway).collect(),
             interfaces: route.hops.iter().filter(|h| h.ifindex != 0).map(|h| name(h.ifindex)).collect(),
+            ifindexes: route.hops.iter().map(|h| h.ifindex).filter(|index| *index != 0).collect(),
             owner: owner(route.protocol),
         }
     }

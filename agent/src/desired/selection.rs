@@ -1,0 +1,43 @@
+//! What each BGPPeer object has to do with this node, for the question why somebody is, or is not, a peer.
+
+use std::net::IpAddr;
+
+use super::Desired;
+use crate::config::PeerTarget;
+use crate::source::Node;
+
+/// A BGPPeer object as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerObject {
+    /// Its name.
+    pub name: String,
+    /// Whom it names: an address, an interface, the default gateway.
+    pub target: String,
+    /// The address, where it names one.
+    pub address: Option<IpAddr>,
+    /// Its nodeSelector in words.
+    pub selector: String,
+    /// Why it does not select this node; `None`: it does.
+    pub unmet: Option<String>,
+}
+
+/// All of them, by name.
+pub(super) fn objects(desired: &Desired, node: &Node) -> Vec<PeerObject> {
+    let object = |peer: &crate::config::BgpPeer| {
+        let (target, address) = match &peer.target {
+            PeerTarget::Address(address) => (address.to_string(), Some(*address)),
+            PeerTarget::Interface(name) => (format!("interface {name}"), None),
+            PeerTarget::DefaultGateway => ("the default gateway".to_owned(), None),
+        };
+        let selector = peer.node_selector.as_ref();
+        let words = selector.map(ToString::to_string).filter(|words| !words.is_empty());
+        PeerObject {
+            name: peer.name.clone(),
+            target,
+            address,
+            selector: words.map_or_else(|| "every node".to_owned(), |words| format!("nodes with {words}")),
+            unmet: selector.and_then(|s| s.unmet(&node.labels)),
+        }
+    };
+    desired.peers.values().map(object).collect()
+}
