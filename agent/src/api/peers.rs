@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::bgp::{self, PeerInfo};
 use super::server::{Answer, Api, Asked, Refusal, gone, refuse};
+use super::why;
 use crate::view::{self, Action, ErrorCode};
 
 /// RFC 9003 2: what a Cease carries.
@@ -24,11 +25,21 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<view::PeerList> 
     let facts = api.facts.get();
     let (mut peers, now) = api.peers().await?;
     peers.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
+    let (dropped, suspects) = (api.dropped.lately(), why::suspects(&peers, &facts));
+    let none = PeerInfo::default();
     let items = api.with_context(now, |cx| {
-        peers
-            .iter()
-            .map(|p| bgp::peer_row(p, facts.peers.get(&p.name).unwrap_or(&PeerInfo::default()), cx))
-            .collect()
+        let row = |p: &PeerView| {
+            let info = facts.peers.get(&p.name).unwrap_or(&none);
+            let row = bgp::peer_row(p, info, cx);
+            match why::reason_below(p, info, dropped, suspects) {
+                Some(reason) => {
+                    let cause = Some("tcp-md5".to_owned());
+                    view::PeerRow { reason: Some(reason.to_owned()), cause, ..row }
+                }
+                None => row,
+            }
+        };
+        peers.iter().map(row).collect()
     });
     Ok(Json(view::PeerList { items, ..Default::default() }))
 }
@@ -160,6 +171,6 @@ pub(super) fn find<'a>(peers: &'a [PeerView], which: &str) -> Result<&'a PeerVie
     by_name.or_else(|| peers.iter().find(|p| Some(p.address) == address)).ok_or_else(|| no_such_peer(which))
 }
 
-fn no_such_peer(which: &str) -> Refusal {
+pub(super) fn no_such_peer(which: &str) -> Refusal {
     refuse(ErrorCode::NotFound, format!("no peer of this node is called {which} or has that address"))
 }

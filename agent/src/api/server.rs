@@ -18,8 +18,10 @@ use serde::de::DeserializeOwned;
 
 use super::bgp::Context;
 use super::clock::Clock;
+use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
-use super::{peers, pods, routes};
+use super::why::{self, DroppedSegments};
+use super::{peers, pods, routes, watch};
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
@@ -33,12 +35,16 @@ const POLICY_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Api {
     /// This node.
     pub node: String,
+    /// TCP segments that no socket saw.
+    pub dropped: DroppedSegments,
     /// For times in documents.
     pub clock: Clock,
     /// When the agent started.
     pub started: EpochSeconds,
     /// Where the manifests are.
     pub source: String,
+    /// What happens, for whoever watches.
+    pub events: Events,
     /// What the run loop knows.
     pub facts: SharedFacts,
     /// The speaker, once it runs; never set where BGP is not enabled.
@@ -117,12 +123,14 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route(paths::PEERS, get(peers::list))
         .route(&peer(""), get(peers::show))
         .route(&peer(paths::PEER_HISTORY), get(peers::history))
+        .route(&peer(paths::PEER_WHY), get(why::why))
         .route(&peer(paths::PEER_RESET), order(post(peers::reset)))
         .route(&peer(paths::PEER_DISABLE), order(post(peers::disable)))
         .route(&peer(paths::PEER_ENABLE), order(post(peers::enable)))
         .route(paths::ROUTES, get(routes::routes))
         .route(paths::ROUTE_GET, get(routes::route_get))
         .route(paths::ROUTE_WHY, get(routes::route_why))
+        .route(paths::WATCH, get(watch::watch))
         .route(paths::POLICY_FOR, get(policy_for))
         .route(paths::IPAM, get(ipam))
         .route(paths::PODS, get(pod_list))

@@ -137,7 +137,8 @@ impl Loop {
                 self.reconcile().await
             }
             Event::Policy(kernel) => {
-                self.facts.with(|f| f.policy = kernel);
+                let before = self.facts.with(|f| std::mem::replace(&mut f.policy, kernel.clone()));
+                self.api.events.policy(&before, &kernel);
                 self.tell_plugin();
                 Ok(())
             }
@@ -162,11 +163,12 @@ impl Loop {
                     policy.extend(desired::policy::removal(&key));
                 }
                 Update::Problems(problems) => {
-                    let shown = problems.iter().map(StatusProblem::from).collect();
-                    self.facts.with(|f| {
+                    let shown: Vec<_> = problems.iter().map(StatusProblem::from).collect();
+                    let before = self.facts.with(|f| {
                         f.stale = problems.iter().any(|p| p.stale);
-                        f.source_problems = shown;
+                        std::mem::replace(&mut f.source_problems, shown.clone())
                     });
+                    self.api.events.config(&before, &shown);
                 }
                 Update::InSync => {
                     tracing::info!("source in sync");
@@ -187,6 +189,7 @@ impl Loop {
     fn on_bgp(&mut self, event: net::Event) {
         match event {
             net::Event::Routes(changes) => {
+                self.api.events.routes(Instant::now(), &changes);
                 if let Some(fib) = &self.fib {
                     fib.set(self.routes.learned(changes, &self.next_hops));
                 }
@@ -207,7 +210,10 @@ impl Loop {
             }
             net::Event::Listening(address) => self.report_listener(address, None),
             net::Event::ListenFailed { address, reason } => self.report_listener(address, Some(reason)),
-            net::Event::Peer(fact) => report_peer(&fact),
+            net::Event::Peer(fact) => {
+                report_peer(&fact);
+                self.api.events.peer(&fact);
+            }
         }
     }
 
@@ -219,6 +225,8 @@ impl Loop {
         let links = self.links.clone();
         for moved in self.next_hops.refresh(|hop| routes::egress(&links, hop)) {
             tracing::info!(next_hop = %moved.hop.gateway, state = ?moved.state, "next hop changed");
+            let reachable = moved.state != NextHopState::Unreachable;
+            self.api.events.next_hop(moved.hop.gateway, reachable);
             self.tell_speaker(move |speaker, now| {
                 if moved.rewrite {
                     // As reachable as before, but elsewhere: the speaker names its routes again only if it was gone.
@@ -239,6 +247,8 @@ impl Loop {
     async fn on_tick(&mut self) {
         let now = Instant::now();
         self.health.beat("run", now);
+        self.api.dropped.sample(now);
+        self.api.events.flush(now);
         if self.sweep_at.is_some_and(|at| now >= at) {
             self.sweep_at = None;
             if let Some(fib) = &self.fib {

@@ -12,8 +12,10 @@ use tokio::sync::mpsc;
 
 use super::{Event, Loop};
 use crate::api::clock::Clock;
+use crate::api::events::Events;
 use crate::api::facts::{SharedFacts, epoch_now};
 use crate::api::server::{self, Api};
+use crate::api::why::DroppedSegments;
 use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
@@ -112,7 +114,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     let api = Arc::new(Api {
         node: options.node_name.clone(),
         clock: Clock::default(),
+        dropped: DroppedSegments::default(),
         started: epoch_now(),
+        events: Events::new(&options.node_name),
         source: options.manifests.display().to_string(),
         facts: facts.clone(),
         bgp: std::sync::OnceLock::new(),

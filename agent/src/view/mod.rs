@@ -5,10 +5,12 @@
 //! only: neither where the values come from nor how they are printed. No secret has a place in it.
 
 mod bgp;
+mod events;
 mod history;
 pub mod paths;
 mod pods;
 mod status;
+mod why;
 
 use std::fmt;
 
@@ -19,6 +21,7 @@ pub use bgp::{
     PeerList, PeerListKind, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind, RouteList,
     RouteListKind, RouteLookup, RouteLookupKind,
 };
+pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{
     Allocation, Direction, Ipam, IpamKind, PodList, PodListKind, PodPolicy, PodPolicyKind, PodPolicyList,
@@ -27,6 +30,7 @@ pub use pods::{
 pub use status::{
     BgpStatus, CniStatus, KernelStatus, PolicyStatus, SourceStatus, Status, StatusKind, StatusProblem,
 };
+pub use why::{PeerDiagnosis, PeerDiagnosisKind, Rung, RungResult};
 
 /// Seconds since 1970-01-01 00:00 UTC.
 pub type EpochSeconds = u64;

@@ -6,12 +6,14 @@
 //! | [`PEERS`] | | [`PeerList`](super::PeerList) |
 //! | [`PEERS`]`/{peer}` | | [`Peer`](super::Peer); the peer by address or by name |
 //! | [`PEERS`]`/{peer}`[`PEER_HISTORY`] | | [`PeerHistory`](super::PeerHistory) |
+//! | [`PEERS`]`/{peer}`[`PEER_WHY`] | | [`PeerDiagnosis`](super::PeerDiagnosis); also of an address that is no peer |
 //! | POST [`PEERS`]`/{peer}`[`PEER_RESET`] | `how=hard\|soft\|in\|out` | [`PeerAction`](super::PeerAction) |
 //! | POST [`PEERS`]`/{peer}`[`PEER_DISABLE`] | `message=` | [`PeerAction`](super::PeerAction) |
 //! | POST [`PEERS`]`/{peer}`[`PEER_ENABLE`] | | [`PeerAction`](super::PeerAction) |
 //! | [`ROUTES`] | `table=loc\|in\|out`, `peer=`, `rejected=true`, `best=true` | [`RouteList`](super::RouteList) |
 //! | [`ROUTE_GET`] | `ip=` | [`RouteLookup`](super::RouteLookup) |
 //! | [`ROUTE_WHY`] | `prefix=` | [`RouteExplanation`](super::RouteExplanation) |
+//! | [`WATCH`] | `only=peer,route,nextHop,repair,policy,config` | [`Event`](super::Event)s, a line each, without end |
 //! | [`POLICY_FOR`] | `target=NAMESPACE/NAME\|IP` | [`PodPolicy`](super::PodPolicy) |
 //! | [`POLICY_FOR`] | `target=NAMESPACE` | [`PodPolicyList`](super::PodPolicyList) |
 //! | [`IPAM`] | | [`Ipam`](super::Ipam) |
@@ -28,6 +30,8 @@ pub const READ_ONLY_SOCKET: &str = "ro.sock";
 pub const STATUS: &str = "/v1/status";
 /// BGP peers; `/{peer}` below it is one of them, by address or by name.
 pub const PEERS: &str = "/v1/peers";
+/// Below a peer: what it needs, from its configuration up, and what of that is missing.
+pub const PEER_WHY: &str = "/why";
 /// Below a peer: what became of its sessions.
 pub const PEER_HISTORY: &str = "/history";
 /// Below a peer: end the session and begin anew, or (`how=in`, `how=out`, `how=soft`) only exchange routes again.
@@ -44,6 +48,8 @@ pub const ROUTE_GET: &str = "/v1/routes/get";
 pub const ROUTE_WHY: &str = "/v1/routes/why";
 /// What polices `target=`.
 pub const POLICY_FOR: &str = "/v1/policy/for";
+/// What happens from now on, as lines of JSON that do not end; `only=` names topics.
+pub const WATCH: &str = "/v1/watch";
 /// Addresses of this node's pods.
 pub const IPAM: &str = "/v1/ipam";
 /// Pods attached to this node.

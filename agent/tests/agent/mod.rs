@@ -9,4 +9,6 @@ mod orders;
 mod source;
 mod start;
 mod views;
+mod watch;
+mod why;
 mod world;

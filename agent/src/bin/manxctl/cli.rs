@@ -61,6 +61,16 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: RouteCommand,
     },
+    /// What happens on this node from now on, a line each.
+    ///
+    /// Sessions, best routes, next hops, repairs of kernel routes, changes of the packet filter, faults of the
+    /// configuration. Of many route changes at once the first hundred in a second are told and the rest is counted; so is
+    /// what a reader that is too slow has missed. Ends with the agent (exit status 3).
+    Watch {
+        /// Only these.
+        #[arg(long, value_delimiter = ',', value_name = "TOPIC", value_parser = manx_agent::view::TOPICS)]
+        only: Vec<String>,
+    },
     /// Network policy.
     Policy {
         #[command(subcommand)]
@@ -91,6 +101,14 @@ pub(crate) enum PeerCommand {
     /// All that is known of it. Exits with 1 unless it is Established.
     Show {
         /// Its address or its name.
+        peer: String,
+    },
+    /// Why it is down: what a session needs, from the configuration up, and the first thing that is missing.
+    ///
+    /// Climbs a fixed ladder: selected by a BGPPeer, enabled, secret, filters, local address, route, neighbour (ARP), TCP
+    /// (refused, silent, MD5, TTL), OPEN, families, NOTIFICATION, BFD, prefix limit. Exits with 1 if a rung fails.
+    Why {
+        /// Its address or its name; also an address that is no peer, to see why not.
         peer: String,
     },
     /// What became of its sessions: transitions with their reasons, oldest first.
@@ -204,7 +222,7 @@ impl Command {
     pub(crate) fn is_an_order(&self) -> bool {
         match self {
             Command::Peer { command } => match command {
-                PeerCommand::Show { .. } | PeerCommand::History { .. } => false,
+                PeerCommand::Show { .. } | PeerCommand::Why { .. } | PeerCommand::History { .. } => false,
                 PeerCommand::Reset { .. } | PeerCommand::Disable { .. } | PeerCommand::Enable { .. } => true,
             },
             _ => false,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use manx_agent::view::{ApiError, ErrorCode, paths};
 use serde::de::DeserializeOwned;
@@ -90,6 +91,43 @@ impl Client {
         self.ask(Method::POST, path, query).await
     }
 
+    /// Gets documents, a line each, until `each` has enough.
+    ///
+    /// # Errors
+    /// Also when the agent ends the stream: what would happen next is not known then.
+    pub(crate) async fn stream<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        mut each: impl FnMut(T) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        let target = target(path, query);
+        let begin = self.begin(Method::GET, &target);
+        let (socket, mut response) = match tokio::time::timeout(DEADLINE, begin).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(self.silent()),
+        };
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|e| broken(&socket, &e))?;
+            return Err(refusal(status, &body.to_bytes()));
+        }
+        let mut rest = Vec::new();
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|e| broken(&socket, &e))?;
+            let Ok(data) = frame.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                let document = serde_json::from_slice(&line).map_err(|e| strange(&socket, &e))?;
+                if !each(document)? {
+                    return Ok(());
+                }
+            }
+        }
+        Err(Failure::Unreachable(format!("the agent at {} has ended", self.run_dir.display())))
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -100,33 +138,36 @@ impl Client {
         let exchange = self.exchange(method, &target);
         let (socket, status, body) = match tokio::time::timeout(DEADLINE, exchange).await {
             Ok(answer) => answer?,
-            Err(_) => {
-                return Err(Failure::Unreachable(format!(
-                    "the agent at {} does not answer: no word for {} s; look at its log",
-                    self.run_dir.display(),
-                    DEADLINE.as_secs()
-                )));
-            }
+            Err(_) => return Err(self.silent()),
         };
         if status == StatusCode::OK {
-            return serde_json::from_slice(&body).map_err(|e| {
-                Failure::Unreachable(format!(
-                    "the answer of {} cannot be understood ({e}); is manxctl of the agent's version?",
-                    socket.display()
-                ))
-            });
+            return serde_json::from_slice(&body).map_err(|e| strange(&socket, &e));
         }
-        Err(serde_json::from_slice::<ApiError>(&body)
-            .map_or_else(|_| bare(status, &String::from_utf8_lossy(&body)), Failure::Refused))
+        Err(refusal(status, &body))
+    }
+
+    fn silent(&self) -> Failure {
+        Failure::Unreachable(format!(
+            "the agent at {} does not answer: no word for {} s; look at its log",
+            self.run_dir.display(),
+            DEADLINE.as_secs()
+        ))
     }
 
     async fn exchange(&self, method: Method, target: &str) -> Result<(PathBuf, StatusCode, Bytes), Failure> {
+        let (socket, response) = self.begin(method, target).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|e| broken(&socket, &*e))?;
+        Ok((socket, status, body.to_bytes()))
+    }
+
+    /// Sends a request; the body of the answer is still to be read.
+    async fn begin(&self, method: Method, target: &str) -> Result<(PathBuf, Response<Incoming>), Failure> {
         let (socket, stream) = self.connect().await?;
-        let broken = |e: &dyn std::fmt::Display| {
-            Failure::Unreachable(format!("{} broke off: {e}; look at the agent's log", socket.display()))
-        };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(&socket, &e))?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -134,10 +175,8 @@ impl Client {
             .header(hyper::header::HOST, "manx")
             .body(Empty::<Bytes>::new())
             .map_err(|e| Failure::Usage(format!("{target}: {e}")))?;
-        let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| broken(&e))?;
-        Ok((socket.clone(), status, body.to_bytes()))
+        let response = sender.send_request(request).await.map_err(|e| broken(&socket, &e))?;
+        Ok((socket, response))
     }
 
     /// The socket that answers everything, or where we may not, the one for reading.
@@ -176,6 +215,22 @@ fn no_agent(socket: &Path, error: &io::Error) -> Failure {
         "no agent at {}: {why}; start manx-agent, or name its run directory with --run-dir",
         socket.display()
     ))
+}
+
+fn broken(socket: &Path, error: &dyn std::error::Error) -> Failure {
+    Failure::Unreachable(format!("{} broke off: {error}; look at the agent's log", socket.display()))
+}
+
+fn strange(socket: &Path, error: &serde_json::Error) -> Failure {
+    Failure::Unreachable(format!(
+        "the answer of {} cannot be understood ({error}); is manxctl of the agent's version?",
+        socket.display()
+    ))
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    serde_json::from_slice::<ApiError>(body)
+        .map_or_else(|_| bare(status, &String::from_utf8_lossy(body)), Failure::Refused)
 }
 
 /// An answer that did not come from the agent's own hand, such as the HTTP layer's.

@@ -386,6 +386,99 @@ fn an_order_says_what_was_done_and_how_things_stand() {
     insta::assert_snapshot!(all(&disabled));
 }
 
+fn rung(name: &str, result: RungResult, observed: &str, remedy: Option<&str>) -> Rung {
+    Rung { name: name.into(), result, observed: observed.into(), remedy: remedy.map(Into::into) }
+}
+
+#[test]
+fn a_diagnosis_gives_the_answer_first_and_the_ladder_below() {
+    let answer = "TCP-MD5: peer sends unsigned segments (4 dropped within a minute)";
+    let remedy = "set the same password on the peer; a port that is closed there answers unsigned as well";
+    let diagnosis = PeerDiagnosis {
+        node: "n1".into(),
+        asked: "10.0.2.1".into(),
+        name: Some("tor-b".into()),
+        address: Some("10.0.2.1".into()),
+        state: Some("Connect".into()),
+        since: Some(NOW - 12),
+        answer: Some(answer.into()),
+        remedy: Some(remedy.into()),
+        rungs: vec![
+            rung("selected", RungResult::Ok, "BGPPeer tor-b names 10.0.2.1 and selects every node", None),
+            rung("local-address", RungResult::Ok, "10.0.2.2 is there", None),
+            rung("tcp", RungResult::Failed, answer, Some(remedy)),
+            rung("open", RungResult::Unknown, "not reached", None),
+        ],
+        ..Default::default()
+    };
+    insta::assert_snapshot!(all(&diagnosis));
+    assert_eq!(diagnosis.exit(), Exit::No);
+    assert!(diagnosis.text(&COLOUR).contains("\u{1b}[31mFAILED"));
+}
+
+#[test]
+fn an_address_that_is_no_peer_is_told_what_nearly_makes_it_one() {
+    let answer = "no BGPPeer makes 10.0.2.9 a peer of node n1";
+    let diagnosis = PeerDiagnosis {
+        node: "n1".into(),
+        asked: "10.0.2.9".into(),
+        answer: Some(answer.into()),
+        remedy: Some("compare with the objects that nearly do".into()),
+        rungs: vec![rung("selected", RungResult::Failed, answer, None)],
+        nearly: vec!["BGPPeer tor-b names 10.0.2.1".into()],
+        ..Default::default()
+    };
+    insta::assert_snapshot!(diagnosis.text(&TABLE));
+}
+
+#[test]
+fn events_are_a_line_each() {
+    let problem = StatusProblem {
+        file: Some("peer.yaml".into()),
+        line: Some(3),
+        object: Some("BGPPeer tor-b".into()),
+        reason: "spec.peerIP: not an address".into(),
+    };
+    let happenings = [
+        Happening::Start { version: "0.1.0".into() },
+        Happening::Peer {
+            peer: "tor-b".into(),
+            from: "Established".into(),
+            to: "Idle".into(),
+            cause: Some("hold-timer".into()),
+            reason: Some("hold timer expired waiting for any message\u{1b}[2J".into()),
+        },
+        Happening::Route {
+            prefix: "10.9.0.0/16".into(),
+            next_hops: vec!["10.0.1.1".into(), "10.0.2.1".into()],
+        },
+        Happening::Route { prefix: "10.9.0.0/16".into(), next_hops: Vec::new() },
+        Happening::RoutesOmitted { count: 900 },
+        Happening::NextHop { address: "10.0.1.1".into(), reachable: false },
+        Happening::Repair { prefix: "10.9.0.0/16".into(), cause: "removed by ip (pid 7)".into() },
+        Happening::RepairsOmitted { count: 3 },
+        Happening::Policy { applied: true, took: Some(41), error: None },
+        Happening::Policy { applied: false, took: None, error: Some("iptables-restore: line 3".into()) },
+        Happening::Config { solved: false, problem: problem.clone() },
+        Happening::Config { solved: true, problem },
+        Happening::Missed { count: 12 },
+    ];
+    let events = happenings.map(|what| Event {
+        api_version: ApiVersion,
+        kind: EventKind::Event,
+        node: "n1".into(),
+        at: NOW,
+        what,
+    });
+    let lines = |style: &Style| events.iter().map(|e| e.text(style) + "\n").collect::<String>();
+    let json = events.iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect::<String>();
+    insta::assert_snapshot!(format!("{}--- wide\n{}--- json\n{json}", lines(&TABLE), lines(&WIDE)));
+    for event in &events {
+        let back: Event = serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap();
+        assert_eq!(back, *event);
+    }
+}
+
 #[test]
 fn ipam() {
     let ipam = Ipam {

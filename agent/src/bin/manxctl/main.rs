@@ -1,11 +1,12 @@
 //! `manxctl`: asks the agent of this node what it does and why, over the sockets in its run directory.
 //!
 //! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
-//! words, `history` what became of peers, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
+//! words, `history` and `why` tell of peers, `events` what happens, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
 //! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
 #![forbid(unsafe_code)]
 mod cli;
 mod client;
+mod events;
 #[cfg(test)]
 mod golden;
 mod history;
@@ -13,6 +14,7 @@ mod output;
 mod show;
 mod text;
 mod validate;
+mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -48,7 +50,9 @@ fn main() -> ExitCode {
 
 async fn ask(cli: &Cli, command: &Command, printer: &Printer) -> Result<Exit, Failure> {
     let client = Client::new(&cli.run_dir);
-    let Some(every) = cli.watch else { return ask_once(&client, command, printer).await };
+    let Some(every) = cli.watch.filter(|_| !matches!(command, Command::Watch { .. })) else {
+        return ask_once(&client, command, printer).await;
+    };
     if command.is_an_order() {
         return Err(Failure::Usage(
             "an order is given once: leave -w out, and watch with `peers -w`".to_owned(),
@@ -101,6 +105,7 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             let query = [("prefix", prefix.as_str())];
             printer.print(&client.get::<view::RouteExplanation>(paths::ROUTE_WHY, &query).await?)
         }
+        Command::Watch { only } => watch(client, only, printer).await,
         Command::Policy { command: PolicyCommand::For { target } } => {
             let query = [("target", target.as_str())];
             if cli::names_a_pod(target) {
@@ -117,10 +122,27 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
     }
 }
 
+/// Prints each event as it comes.
+async fn watch(client: &Client, only: &[String], printer: &Printer) -> Result<Exit, Failure> {
+    let only = only.join(",");
+    let query = if only.is_empty() { Vec::new() } else { vec![("only", only.as_str())] };
+    client
+        .stream(paths::WATCH, &query, |event: view::Event| {
+            printer.line(&event)?;
+            Ok(!printer.closed())
+        })
+        .await?;
+    Ok(Exit::Yes)
+}
+
 async fn ask_of_peer(client: &Client, command: &PeerCommand, printer: &Printer) -> Result<Exit, Failure> {
     let path = |peer: &str, below: &str| format!("{}/{}{below}", paths::PEERS, client::encode(peer));
     match command {
         PeerCommand::Show { peer } => printer.print(&client.get::<view::Peer>(&path(peer, ""), &[]).await?),
+        PeerCommand::Why { peer } => {
+            let path = path(peer, paths::PEER_WHY);
+            printer.print(&client.get::<view::PeerDiagnosis>(&path, &[]).await?)
+        }
         PeerCommand::History { peer } => {
             let path = path(peer, paths::PEER_HISTORY);
             printer.print(&client.get::<view::PeerHistory>(&path, &[]).await?)

@@ -108,6 +108,26 @@ impl Printer {
         Ok(document.exit())
     }
 
+    /// One of many documents, as they come: a line, or what takes the place of one.
+    pub(crate) fn line<T: Show>(&self, document: &T) -> Result<(), Failure> {
+        let unprintable = |e: &dyn std::fmt::Display| Failure::Usage(format!("cannot be printed: {e}"));
+        let mut text = match self.format {
+            Format::Table | Format::Wide => document.text(&self.style()),
+            Format::Json => serde_json::to_string(document).map_err(|e| unprintable(&e))?,
+            Format::Yaml => {
+                format!("---\n{}", serde_saphyr::to_string(document).map_err(|e| unprintable(&e))?)
+            }
+            Format::Name => document.names().join("\n"),
+        };
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        if !write(text.as_bytes()) {
+            self.closed.set(true);
+        }
+        Ok(())
+    }
+
     /// The reason goes to standard error; who reads JSON gets the error document as well.
     pub(crate) fn failure(&self, failure: &Failure) {
         if let (Format::Json, Failure::Refused(error)) = (self.format, failure) {

@@ -358,27 +358,27 @@ fn seconds(value: Option<u64>) -> String {
     value.map_or("-".to_owned(), |s| format!("{s}s"))
 }
 
-const GREEN: u8 = 32;
-const RED: u8 = 31;
+pub(crate) const GREEN: u8 = 32;
+pub(crate) const RED: u8 = 31;
 
 /// Lines with a name in front, the names in one column.
 #[derive(Default)]
-struct Page(Vec<(String, String)>);
+pub(crate) struct Page(Vec<(String, String)>);
 
 impl Page {
     /// What comes from peers and files is shown, never obeyed.
-    fn line(&mut self, name: &str, text: impl AsRef<str>) {
+    pub(crate) fn line(&mut self, name: &str, text: impl AsRef<str>) {
         self.0.push((name.to_owned(), printable(text.as_ref())));
     }
 
     /// A line whose first word is in colour, where there is colour.
-    fn coloured(&mut self, name: &str, word: &str, colour: u8, rest: &str, style: &Style) {
+    pub(crate) fn coloured(&mut self, name: &str, word: &str, colour: u8, rest: &str, style: &Style) {
         let (word, rest) = (printable(word), printable(rest));
         let word = if style.colour { format!("\x1b[{colour}m{word}\x1b[0m") } else { word };
         self.0.push((name.to_owned(), word + &rest));
     }
 
-    fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         self.0.iter().map(|(name, text)| format!("{name:width$}  {text}\n")).collect()
     }
