@@ -33,6 +33,7 @@ struct MultipathSpec {
 struct GracefulRestartSpec {
     enabled: Option<bool>,
     restart_time: Option<Scalar>,
+    long_lived_time: Option<Scalar>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -64,8 +65,8 @@ pub struct BgpConfiguration {
     pub listen_port: u16,
     /// Equal-cost multipath.
     pub multipath: Multipath,
-    /// Restart time to advertise (RFC 4724), whole seconds up to 4095; `None`: graceful restart is off.
-    pub graceful_restart: Option<Duration>,
+    /// Graceful restart, unless it is off.
+    pub graceful_restart: Option<GracefulRestart>,
     /// What draining a node does.
     pub drain: Drain,
     /// Service addresses to advertise.
@@ -90,6 +91,15 @@ pub struct Multipath {
     pub max_paths: usize,
     /// Paths through different neighbour ASes count as equal when their AS_PATH lengths are.
     pub as_path_relax: bool,
+}
+
+/// Graceful restart, the same for all peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GracefulRestart {
+    /// Restart time to advertise (RFC 4724), whole seconds up to 4095.
+    pub restart_time: Duration,
+    /// For how long after it routes are kept as the last choice (RFC 9494), whole seconds below 2^24; `None`: not at all.
+    pub long_lived_time: Option<Duration>,
 }
 
 /// Draining: the pod CIDR is tagged with GRACEFUL_SHUTDOWN (RFC 8326), and after the delay the sessions end.
@@ -117,7 +127,10 @@ impl Default for BgpConfiguration {
             mesh: Mesh::Auto,
             listen_port: 179,
             multipath: Multipath { max_paths: 16, as_path_relax: true },
-            graceful_restart: Some(Duration::from_secs(120)),
+            graceful_restart: Some(GracefulRestart {
+                restart_time: Duration::from_secs(120),
+                long_lived_time: None,
+            }),
             drain: Drain { delay: Duration::from_secs(30) },
             service_advertisement: ServiceAdvertisement::default(),
         }
@@ -147,7 +160,10 @@ impl BgpConfiguration {
         let raw = spec.graceful_restart.unwrap_or_default();
         let time = raw.restart_time.map(|t| restart_time(&t));
         let time = issues.or("spec.gracefulRestart.restartTime", time, Duration::from_secs(120));
-        let graceful_restart = raw.enabled.unwrap_or(true).then_some(time);
+        let long = raw.long_lived_time.map(|t| long_lived_time(&t));
+        let long_lived_time = issues.or("spec.gracefulRestart.longLivedTime", long, None);
+        let graceful_restart =
+            raw.enabled.unwrap_or(true).then_some(GracefulRestart { restart_time: time, long_lived_time });
 
         let raw = spec.drain.unwrap_or_default();
         if let Some(mode) = raw.mode.filter(|m| m != "GracefulShutdown") {
@@ -200,7 +216,17 @@ fn mesh(text: &str) -> Result<Mesh, String> {
 }
 
 fn restart_time(text: &Scalar) -> Result<Duration, String> {
-    let time = values::duration_within(text, Duration::from_secs(1), Duration::from_secs(4095))?;
+    whole_seconds(text, Duration::from_secs(1), Duration::from_secs(4095))
+}
+
+/// 0 is off, as on the wire (RFC 9494 3.1, a field of 24 bits).
+fn long_lived_time(text: &Scalar) -> Result<Option<Duration>, String> {
+    let time = whole_seconds(text, Duration::ZERO, Duration::from_secs((1 << 24) - 1))?;
+    Ok((!time.is_zero()).then_some(time))
+}
+
+fn whole_seconds(text: &Scalar, least: Duration, most: Duration) -> Result<Duration, String> {
+    let time = values::duration_within(text, least, most)?;
     if time.subsec_nanos() == 0 { Ok(time) } else { Err(format!("{text}: must be whole seconds")) }
 }
 
@@ -225,7 +251,7 @@ mod tests {
         let spec = json!({
             "asNumber": 64512, "nodeToNodeMesh": "Auto", "listenPort": 179,
             "multipath": {"maxPaths": 16, "asPathRelax": true},
-            "gracefulRestart": {"enabled": true, "restartTime": "120s"},
+            "gracefulRestart": {"enabled": true, "restartTime": "120s", "longLivedTime": "0s"},
             "drain": {"mode": "GracefulShutdown", "delay": "30s"},
             "serviceAdvertisement": {"clusterIPs": [], "externalIPs": [], "loadBalancerIPs": []}
         });
@@ -239,6 +265,8 @@ mod tests {
     #[case(json!({"multipath": {"maxPaths": 0}}), "spec.multipath.maxPaths")]
     #[case(json!({"gracefulRestart": {"restartTime": "4096s"}}), "spec.gracefulRestart.restartTime")]
     #[case(json!({"gracefulRestart": {"restartTime": "1s500ms"}}), "spec.gracefulRestart.restartTime")]
+    #[case(json!({"gracefulRestart": {"longLivedTime": "4661h"}}), "spec.gracefulRestart.longLivedTime")]
+    #[case(json!({"gracefulRestart": {"longLivedTime": "100ms"}}), "spec.gracefulRestart.longLivedTime")]
     #[case(json!({"drain": {"mode": "Abrupt"}}), "spec.drain.mode")]
     #[case(json!({"serviceAdvertisement": {"externalIPs": ["10.0.0.0/8", "10.0.0.1/8"]}}),
            "spec.serviceAdvertisement.externalIPs[1]")]
@@ -251,6 +279,13 @@ mod tests {
     fn graceful_restart_can_be_switched_off() {
         let config = validate(json!({"gracefulRestart": {"enabled": false}})).unwrap();
         assert_eq!(config.graceful_restart, None);
+    }
+
+    #[test]
+    fn routes_can_be_kept_for_long() {
+        let config = validate(json!({"gracefulRestart": {"longLivedTime": "24h"}})).unwrap();
+        let long = config.graceful_restart.unwrap().long_lived_time;
+        assert_eq!(long, Some(Duration::from_secs(86400)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod values;
 
 pub use annotations::{NodeAnnotations, PREFIX as ANNOTATION_PREFIX};
 pub use bgp_configuration::{
-    BgpConfiguration, BgpConfigurationSpec, Drain, Mesh, Multipath, ServiceAdvertisement,
+    BgpConfiguration, BgpConfigurationSpec, Drain, GracefulRestart, Mesh, Multipath, ServiceAdvertisement,
 };
 pub use bgp_filter::{BgpFilter, BgpFilterSpec};
 pub use bgp_peer::{AddPath, Bfd, BgpPeer, BgpPeerSpec, PeerTarget, SecretKeyRef, SourceAddress};

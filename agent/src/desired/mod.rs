@@ -19,7 +19,6 @@ mod selection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use manx_bgp::speaker::PeerConfig;
@@ -29,7 +28,7 @@ pub use selection::PeerObject;
 use sha2::{Digest, Sha256};
 
 use crate::api::bgp::PeerInfo;
-use crate::config::{BgpConfiguration, BgpPeer, NetworkConfiguration};
+use crate::config::{BgpConfiguration, BgpPeer, GracefulRestart, NetworkConfiguration};
 use crate::source::{Kind, Node, Object, ObjectKey, Secret};
 use crate::view::StatusProblem;
 
@@ -92,8 +91,8 @@ pub struct SpeakerIntent {
     pub max_paths: usize,
     /// Equal across neighbour ASes.
     pub as_path_relax: bool,
-    /// Restart time to advertise; `None`: no graceful restart.
-    pub graceful_restart: Option<Duration>,
+    /// Graceful restart, unless it is off.
+    pub graceful_restart: Option<GracefulRestart>,
 }
 
 /// A peer and what the views say of its configuration.

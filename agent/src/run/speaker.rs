@@ -8,6 +8,7 @@ use manx_bgp::speaker::{GracefulRestartConfig, LocalRoute, Speaker, SpeakerConfi
 
 use super::start::pump;
 use super::{Event, Loop};
+use crate::config::GracefulRestart;
 use crate::delta::{Change, changes};
 use crate::desired::{BgpIntent, SpeakerIntent};
 use crate::kernel::Family;
@@ -76,7 +77,11 @@ impl Loop {
     }
 
     fn speaker_config(&self, intent: &SpeakerIntent) -> SpeakerConfig {
-        let restart = |restart_time| GracefulRestartConfig { restart_time, restarting: self.inherited };
+        let restart = |gr: GracefulRestart| GracefulRestartConfig {
+            restart_time: gr.restart_time,
+            long_lived_time: gr.long_lived_time,
+            restarting: self.inherited,
+        };
         SpeakerConfig {
             cluster_id: intent.cluster_id,
             max_paths: intent.max_paths,

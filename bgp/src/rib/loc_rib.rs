@@ -14,7 +14,7 @@ use crate::wire::attribute::PathAttributes;
 
 /// What a decision means to the outside; if it stays, nobody is told.
 #[derive(PartialEq, Eq)]
-struct Selection {
+pub(super) struct Selection {
     best: Option<(SourceId, AttrId, NextHopId)>,
     forwarding: Forwarding,
 }
@@ -137,7 +137,7 @@ impl Rib {
         }
     }
 
-    fn remove_at(&mut self, source: SourceId, family: Family, slot: u32) -> bool {
+    pub(super) fn remove_at(&mut self, source: SourceId, family: Family, slot: u32) -> bool {
         let Some(at) = self.tables[family].paths(slot).iter().position(|p| p.source == source) else {
             return false;
         };
@@ -238,7 +238,7 @@ impl Rib {
         }
     }
 
-    fn decide_and_tell(&mut self, family: Family, slot: u32, before: &Selection) {
+    pub(super) fn decide_and_tell(&mut self, family: Family, slot: u32, before: &Selection) {
         let facts = Facts {
             attributes: &self.attributes,
             next_hops: &self.next_hops,
@@ -256,7 +256,7 @@ impl Rib {
         }
     }
 
-    fn selection(&self, family: Family, slot: u32) -> Selection {
+    pub(super) fn selection(&self, family: Family, slot: u32) -> Selection {
         let best = self.tables[family].paths(slot).first().filter(|p| p.is_best());
         Selection {
             best: best.map(|p| (p.source, p.attributes, p.next_hop)),

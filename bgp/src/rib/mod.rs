@@ -29,6 +29,7 @@ mod bitset;
 mod decision;
 mod intern;
 mod loc_rib;
+mod long_lived;
 mod path;
 mod table;
 pub(crate) mod view;

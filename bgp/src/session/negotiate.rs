@@ -8,6 +8,9 @@ use crate::wire::iana::{error, open_error};
 use crate::wire::message::{Capability, GracefulRestart, Notification, Open};
 use crate::wire::{DecodeContext, EncodeContext};
 
+/// The longest Long-Lived Stale Time, in seconds: 24 bits (RFC 9494 3.1).
+const MAX_STALE_TIME: u32 = 0x00ff_ffff;
+
 /// What this side brings into a session: derived from the speaker's and the peer's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -60,6 +63,18 @@ impl Settings {
                     .collect(),
             }));
         }
+        let long_lived = speaker.graceful_restart.as_ref().filter(|_| peer.graceful_restart);
+        if let Some(time) = long_lived.and_then(|gr| gr.long_lived_time) {
+            let time = time.as_secs().min(MAX_STALE_TIME.into()) as u32;
+            let offered = |f: &Family| peer.families.contains(f);
+            capabilities.push(Capability::LongLivedGracefulRestart(
+                Family::ALL
+                    .into_iter()
+                    .filter(offered)
+                    .map(|f| (f, flags.restarting || flags.preserved[f], time))
+                    .collect(),
+            ));
+        }
         capabilities.push(Capability::FourOctetAs(asn));
         if !speaker.hostname.is_empty() {
             capabilities.push(Capability::Fqdn { host: speaker.hostname.clone(), domain: String::new() });
@@ -89,6 +104,9 @@ impl Settings {
                     gr.restarting = false;
                     gr.families.iter_mut().for_each(|(_, forwarding)| *forwarding = false);
                 }
+                if let Capability::LongLivedGracefulRestart(families) = capability {
+                    families.iter_mut().for_each(|(_, forwarding, _)| *forwarding = false);
+                }
             }
             (open, s.keepalive)
         };
@@ -115,6 +133,9 @@ pub struct Negotiated {
     pub four_octet_as: bool,
     /// Both take messages up to 65535 octets (RFC 8654).
     pub extended_message: bool,
+    /// For how long the peer's routes may be kept as the last choice after its restart time (RFC 9494): the smaller of both
+    /// sides' stale times.
+    pub long_lived: PerFamily<Option<Duration>>,
     /// Both mark the beginning and the end of a refresh (RFC 7313).
     pub enhanced_refresh: bool,
     /// The peer understands ROUTE-REFRESH.
@@ -148,6 +169,16 @@ impl Negotiated {
     pub fn forwarding_preserved(&self, family: Family) -> Option<bool> {
         let gr = self.graceful_restart.as_ref()?;
         gr.families.iter().find(|(f, _)| *f == family).map(|(_, preserved)| *preserved)
+    }
+
+    /// The family's F bit in the peer's long-lived graceful restart (RFC 9494 4.2); `false` too where it is not covered.
+    pub fn long_lived_preserved(&self, family: Family) -> bool {
+        self.remote_capabilities.iter().any(|c| match c {
+            Capability::LongLivedGracefulRestart(families) => {
+                families.iter().any(|(f, preserved, _)| *f == family && *preserved)
+            }
+            _ => false,
+        })
     }
 
     /// Both sides keep routes over NOTIFICATIONs and expired hold timers too (N bit, RFC 8538). We offer it with graceful
@@ -223,6 +254,12 @@ pub fn negotiate(ours: &Settings, theirs: &Open) -> Result<Negotiated, Refusal> 
             && both(|c| matches!(c, Capability::EnhancedRouteRefresh)),
         route_refresh: has(theirs, |c| matches!(c, Capability::RouteRefresh)),
         graceful_restart: remote_gr.filter(|_| local_gr).cloned(),
+        long_lived: PerFamily::from_fn(|family| {
+            // RFC 9494 3.1: without graceful restart itself the capability means nothing.
+            remote_gr.filter(|_| local_gr)?;
+            let time = stale_time(&ours.open, family)?.min(stale_time(theirs, family)?);
+            (time > 0).then_some(Duration::from_secs(time.into()))
+        }),
         remote_capabilities: theirs.capabilities.clone(),
     })
 }
@@ -240,6 +277,15 @@ pub fn expects(ours: &Settings, remote_as: Asn) -> Result<PeerType, String> {
         RemoteAs::External => (peer_type == PeerType::External, format!("any but {local_as} (external)")),
     };
     if expected { Ok(peer_type) } else { Err(format!("peer is AS {remote_as}, configured is {wanted}")) }
+}
+
+/// The Long-Lived Stale Time of a family in an OPEN, in seconds.
+fn stale_time(open: &Open, family: Family) -> Option<u32> {
+    let families = open.capabilities.iter().find_map(|c| match c {
+        Capability::LongLivedGracefulRestart(families) => Some(families),
+        _ => None,
+    })?;
+    families.iter().find(|(f, ..)| *f == family).map(|(_, _, time)| *time)
 }
 
 /// RFC 4760 8: a speaker without any multiprotocol capability carries IPv4 unicast.
@@ -376,6 +422,7 @@ mod tests {
         speaker.graceful_restart = Some(crate::speaker::GracefulRestartConfig {
             restart_time: Duration::from_secs(120),
             restarting: true,
+            long_lived_time: None,
         });
         let peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
         let gr = |restarting| {
@@ -399,6 +446,7 @@ mod tests {
         speaker.graceful_restart = Some(crate::speaker::GracefulRestartConfig {
             restart_time: Duration::from_secs(120),
             restarting: true,
+            long_lived_time: None,
         });
         let peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
         let during = Settings::new(&speaker, &peer, flags(true));

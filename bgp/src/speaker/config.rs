@@ -51,6 +51,10 @@ impl SpeakerConfig {
 pub struct GracefulRestartConfig {
     /// Advertised restart time, whole seconds, at most 4095.
     pub restart_time: Duration,
+    /// Long-lived graceful restart (RFC 9494): for how long after the restart time routes are kept as the last choice, whole
+    /// seconds, at most 16777215 (24 bits). Peers are asked to keep ours so long, and we keep theirs for the smaller of this
+    /// and what they ask for. `None`: the capability is not sent.
+    pub long_lived_time: Option<Duration>,
     /// This process found forwarding state of a predecessor: set R and F until each peer sent End-of-RIB or the time is over.
     /// Read by [`Speaker::new`](crate::speaker::Speaker::new) only; a later `configure` does not start a restart.
     pub restarting: bool,

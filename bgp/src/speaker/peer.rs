@@ -130,7 +130,7 @@ impl Peer {
 
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let helping = self.helping.as_ref().map(|h| h.deadline);
+        let helping = self.helping.as_ref().and_then(Helping::deadline);
         let refreshing = [self.refreshing.ipv4, self.refreshing.ipv6].into_iter().flatten();
         self.session.deadline().into_iter().chain(helping).chain(refreshing).min()
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::rib::Rib;
 use crate::session::{RestartFlags, Settings};
 use crate::speaker::peer::Peer;
-use crate::speaker::{Effect, Speaker};
+use crate::speaker::{Effect, Speaker, helper};
 use crate::types::{Family, PerFamily};
 
 /// Our own restart.
@@ -54,11 +54,7 @@ impl Restart {
 impl Speaker {
     /// R and F as an OPEN sent now has to show them.
     fn restart_flags(&self, peer: &Peer) -> RestartFlags {
-        let kept = peer.helping.as_ref().filter(|h| h.after_notification);
-        RestartFlags {
-            restarting: self.restart.is_some(),
-            preserved: kept.map_or(PerFamily::both(false), |h| h.families),
-        }
+        RestartFlags { restarting: self.restart.is_some(), preserved: helper::preserved(peer) }
     }
 
     /// Our side of a peer's sessions to come.

@@ -218,14 +218,16 @@ impl Speaker {
                 _ => None,
             })
         });
+        let kept_for = |long_lived| {
+            let until = peer.helping.as_ref().and_then(|h| h.until(long_lived))?;
+            Some(until.saturating_duration_since(now).as_secs_f64())
+        };
         GracefulRestartView {
             local: self.config.graceful_restart.is_some() && peer.config.graceful_restart,
             remote: remote.is_some(),
             restart_time: remote,
-            helping_for: peer
-                .helping
-                .as_ref()
-                .map(|h| h.deadline.saturating_duration_since(now).as_secs_f64()),
+            helping_for: kept_for(false),
+            long_lived_for: kept_for(true),
             awaited: Family::ALL.into_iter().any(|f| self.is_awaited(peer, f)),
         }
     }

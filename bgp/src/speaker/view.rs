@@ -118,6 +118,8 @@ pub struct GracefulRestartView {
     pub restart_time: Option<u16>,
     /// The peer is gone and its routes are kept for so many more seconds.
     pub helping_for: Option<f64>,
+    /// Its routes are kept as the last choice (RFC 9494) for so many more seconds.
+    pub long_lived_for: Option<f64>,
     /// Our own restart still waits for this peer's End-of-RIB.
     pub awaited: bool,
 }

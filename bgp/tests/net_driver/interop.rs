@@ -129,7 +129,11 @@ fn start() -> Node {
     let listens: SocketAddr = "0.0.0.0:179".parse().unwrap();
     let config =
         NetConfig { listen: vec![listens, "[::]:179".parse().unwrap()], interfaces: system_interfaces() };
-    let restart = GracefulRestartConfig { restart_time: Duration::from_secs(60), restarting: false };
+    let restart = GracefulRestartConfig {
+        restart_time: Duration::from_secs(60),
+        long_lived_time: None,
+        restarting: false,
+    };
     let speaker = SpeakerConfig {
         graceful_restart: Some(restart),
         ..SpeakerConfig::new(Asn(4_200_000_001), RouterId::new([10, 9, 0, 1].into()).unwrap())

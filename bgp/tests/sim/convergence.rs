@@ -10,7 +10,8 @@ use crate::bench::{OUR_AS, secs};
 use crate::net::*;
 
 fn with_graceful_restart(config: &mut SpeakerConfig) {
-    config.graceful_restart = Some(GracefulRestartConfig { restart_time: secs(120), restarting: false });
+    config.graceful_restart =
+        Some(GracefulRestartConfig { restart_time: secs(120), long_lived_time: None, restarting: false });
 }
 
 /// A full internal mesh; both ends dial, so that every pair collides.

@@ -8,6 +8,7 @@ mod convergence;
 mod drain;
 mod extended_message;
 mod history;
+mod long_lived;
 mod net;
 mod notification;
 mod properties;

@@ -12,7 +12,11 @@ const X: &str = "10.9.0.0/16";
 
 fn config() -> SpeakerConfig {
     SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time: secs(120), restarting: false }),
+        graceful_restart: Some(GracefulRestartConfig {
+            restart_time: secs(120),
+            long_lived_time: None,
+            restarting: false,
+        }),
         ..SpeakerConfig::new(OUR_AS, id("10.0.0.1"))
     }
 }

@@ -82,7 +82,11 @@ fn a_peer_without_the_capability_sees_no_markers() {
 #[test]
 fn rfc7313_4_no_marker_before_the_end_of_rib() {
     let mut b = Bench::with(SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time: secs(120), restarting: true }),
+        graceful_restart: Some(GracefulRestartConfig {
+            restart_time: secs(120),
+            long_lived_time: None,
+            restarting: true,
+        }),
         ..SpeakerConfig::new(OUR_AS, id("10.0.0.1"))
     });
     b.peer(Bench::tor("tor", "10.0.0.2"));
@@ -165,7 +169,11 @@ fn rfc7313_4_a_refresh_that_does_not_end_is_ended_after_the_limit() {
 #[test]
 fn rfc7313_4_a_beginning_before_the_peers_end_of_rib_is_ignored() {
     let mut b = Bench::with(SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time: secs(120), restarting: false }),
+        graceful_restart: Some(GracefulRestartConfig {
+            restart_time: secs(120),
+            long_lived_time: None,
+            restarting: false,
+        }),
         ..SpeakerConfig::new(OUR_AS, id("10.0.0.1"))
     });
     b.peer(Bench::tor("tor", "10.0.0.2"));

@@ -13,7 +13,11 @@ const Y: &str = "10.8.0.0/16";
 
 fn config(restarting: bool) -> SpeakerConfig {
     SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time: secs(120), restarting }),
+        graceful_restart: Some(GracefulRestartConfig {
+            restart_time: secs(120),
+            long_lived_time: None,
+            restarting,
+        }),
         ..SpeakerConfig::new(OUR_AS, id("10.0.0.1"))
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn speaker(asn: u32) -> SpeakerConfig {
 pub(crate) fn graceful(asn: u32, restarting: bool) -> SpeakerConfig {
     let restart_time = Duration::from_secs(60);
     SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time, restarting }),
+        graceful_restart: Some(GracefulRestartConfig { restart_time, long_lived_time: None, restarting }),
         ..speaker(asn)
     }
 }
