@@ -100,10 +100,7 @@ fn an_address_that_is_no_peer_is_told_why_not() {
     assert_eq!((failed, &document["name"]), (vec!["selected".to_owned()], &json!(null)));
     assert_eq!(document["nearly"], json!(["BGPPeer tor names 10.1.0.1"]));
     let (_, document) = why(&node, "other");
-    assert!(
-        document["nearly"].to_string().contains("it wants rack=b, this node has rack=a"),
-        "{document}"
-    );
+    assert!(document["nearly"].to_string().contains("it wants rack=b, this node has rack=a"), "{document}");
     let answer = node.manxctl(&["peer", "why", "192.0.2.1"]);
     assert_eq!(answer.code, 1);
     assert!(answer.out.contains("no BGPPeer makes 192.0.2.1 a peer"), "{}", answer.out);

@@ -25,9 +25,12 @@ use crate::net::dial::{self, dial};
 use crate::net::interfaces::endpoints;
 use crate::net::listener::Listener;
 use crate::net::outbox::Outbox;
+use crate::net::sockopt;
 use crate::net::{Command, Event, InterfaceLookup, NetConfig, Shutdown, now};
 use crate::session::TransportError;
-use crate::speaker::{ConnId, ConnectRequest, Effect, Endpoints, SocketOptions, Speaker, SpeakerConfig};
+use crate::speaker::{
+    ConnId, ConnectRequest, Effect, Endpoints, Secret, SocketOptions, Speaker, SpeakerConfig,
+};
 
 /// Octets read from a connection in one turn.
 const READ_BUFFER: usize = 64 * 1024;
@@ -195,6 +198,7 @@ impl Driver {
                 Effect::Close(id) => self.close(id),
                 Effect::Transmit(id) => self.transmit(id),
                 Effect::Listen(peer, options) => self.set_peer(peer, options),
+                Effect::ChangeKey(id, key) => self.change_key(id, &key),
                 Effect::TrackNextHop(hop) => self.outbox.track(hop),
                 Effect::UntrackNextHop(hop) => self.outbox.untrack(hop),
                 Effect::RestartComplete(family) => self.outbox.restart_complete(family),
@@ -311,6 +315,14 @@ impl Driver {
         };
         self.ready.push(until(&conn.cancel, deadline));
         self.transmit(id);
+    }
+
+    fn change_key(&mut self, id: ConnId, key: &Secret) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let (Some(stream), Some((_, remote))) = (&conn.stream, conn.addresses()) else { return };
+        if let Err(e) = sockopt::set_md5(&**stream, remote.ip(), None, Some(&key.0)) {
+            self.broken(id, dial::named("TCP MD5 key", &e));
+        }
     }
 
     fn wait_to_read(&mut self, id: ConnId) {

@@ -9,7 +9,9 @@ use crate::session::{Cause, Negotiated, Outgoing, Output, Reason, RestartFlags, 
 use crate::speaker::history::History;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
-use crate::speaker::{Effect, PeerConfig, Reset, Speaker, SpeakerConfig, cease_for_change, identity};
+use crate::speaker::{
+    Effect, PeerConfig, Reset, Secret, SocketOptions, Speaker, SpeakerConfig, cease_for_change, identity,
+};
 use crate::types::{Family, PerFamily};
 use crate::wire::iana::cease;
 use crate::wire::message::{Notification, RefreshKind, RouteRefresh};
@@ -118,9 +120,10 @@ impl Speaker {
             peer.session.established().is_some()
                 && crate::session::negotiate::expects(&settings, n.remote_as).is_err()
         });
+        let changed_key = peer.session.established().zip(changed_key(&old_options, &options));
         let reset = settings.needs_reset(peer.session.settings())
             || wrong_as
-            || options != old_options
+            || (options != old_options && changed_key.is_none())
             || (old.port, old.source) != (new.port, new.source);
         peer.session.set_settings(settings);
         let holds_address = peer.conflict.is_none();
@@ -138,6 +141,9 @@ impl Speaker {
                 false => self.renew_session(now, id, reason),
             }
         } else {
+            if let Some((conn, key)) = changed_key {
+                self.effects.push_back(Effect::ChangeKey(conn, key));
+            }
             self.change_policy(now, id, &old, &new);
         }
         self.reconcile(now, id);
@@ -318,6 +324,14 @@ impl Speaker {
             self.drive(now, id, |_, cx| cx.out.push(Output::Send(conn, Outgoing::RouteRefresh(refresh))));
         }
     }
+}
+
+/// The new key, if a key for another is all that changes. A session that is protected from now on, or no longer, starts
+/// anew: what it was told without protection is not to be trusted.
+fn changed_key(old: &SocketOptions, new: &SocketOptions) -> Option<Secret> {
+    let rest = |o: &SocketOptions| SocketOptions { md5: None, ..o.clone() };
+    let key = new.md5.clone().filter(|_| old.md5.is_some() && old.md5 != new.md5)?;
+    (rest(old) == rest(new)).then_some(key)
 }
 
 fn keep_equal(new: &mut [Arc<Filter>], old: &[Arc<Filter>]) {

@@ -9,7 +9,7 @@ use manx_bgp::speaker::{PeerConfig, Secret};
 use socket2::{Domain, Socket, Type};
 use tokio::time::timeout;
 
-use crate::support::{Node, RawPeer, loopback};
+use crate::support::{Node, RawPeer, loopback, prefix};
 
 /// A connection attempt that the kernel drops is seen by nothing happening.
 const NOTHING_HAPPENS: Duration = Duration::from_millis(700);
@@ -78,6 +78,38 @@ async fn a_changed_key_holds_for_the_next_connection_and_a_removed_one_for_none(
     assert_eq!((notification.code, notification.subcode), (6, 6), "other configuration change");
     node.peer_enters("Active").await;
     RawPeer::connect(84, node.listens).await.establish(90).await;
+}
+
+/// The session lasts while one side has the new key and the other the old one, and what is said then arrives after.
+#[tokio::test]
+async fn a_key_changes_on_both_sides_without_a_new_session() {
+    if !kernel_has_md5() {
+        return;
+    }
+    let (mut a, mut b) = (Node::start(101).await, Node::start(102).await);
+    let of_a = PeerConfig {
+        hold_time: manx_bgp::types::HoldTime::from_wire(90).unwrap(),
+        ..a.peer(102, b.listens.port())
+    };
+    let of_b = PeerConfig { passive: true, hold_time: of_a.hold_time, ..b.peer(101, a.listens.port()) };
+    a.set_peer(with_key(of_a.clone(), "old")).await;
+    b.set_peer(with_key(of_b.clone(), "old")).await;
+    a.peer_enters("Established").await;
+    b.peer_enters("Established").await;
+    a.set_peer(with_key(of_a, "new")).await;
+    a.originate([prefix("20.1.0.0/24")]).await;
+    let early = timeout(NOTHING_HAPPENS, b.routes()).await;
+    assert!(early.is_err(), "signed with a key that is not known yet: {early:?}");
+    b.set_peer(with_key(of_b, "new")).await;
+    let change = b.routes().await.remove(0);
+    assert_eq!(change.prefix, prefix("20.1.0.0/24"));
+    for node in [&a, &b] {
+        let flaps = node.handle.with(|s, now| s.peers(now).remove(0).flaps).await.unwrap();
+        assert_eq!(flaps, 0);
+    }
+    // The next connection has the new key, too.
+    a.handle.with(|s, now| s.reset(now, "peer-102", manx_bgp::speaker::Reset::Hard)).await.unwrap();
+    a.peer_enters("Established").await;
 }
 
 #[tokio::test]

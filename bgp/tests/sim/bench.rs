@@ -110,6 +110,7 @@ pub(crate) struct Bench {
     pub(crate) dials: VecDeque<(ConnId, ConnectRequest)>,
     pub(crate) closed: Vec<ConnId>,
     pub(crate) facts: Vec<PeerFact>,
+    pub(crate) changed_keys: Vec<(ConnId, Secret)>,
     pub(crate) listening: BTreeMap<IpAddr, SocketOptions>,
     pub(crate) fib: BTreeMap<Prefix, Vec<IpAddr>>,
     /// Where traffic is discarded.
@@ -139,6 +140,7 @@ impl Bench {
             dials: VecDeque::new(),
             closed: Vec::new(),
             facts: Vec::new(),
+            changed_keys: Vec::new(),
             listening: BTreeMap::new(),
             fib: BTreeMap::new(),
             discarded: BTreeSet::new(),
@@ -182,6 +184,7 @@ impl Bench {
                     Effect::Listen(addr, Some(options)) => {
                         self.listening.insert(addr, options);
                     }
+                    Effect::ChangeKey(conn, key) => self.changed_keys.push((conn, key)),
                     Effect::Listen(addr, None) => {
                         self.listening.remove(&addr);
                     }

@@ -515,6 +515,23 @@ fn new_timers_families_or_passwords_reset_the_session() {
 }
 
 #[test]
+fn another_key_changes_on_the_open_connection_and_on_the_listener() {
+    let mut b = Bench::new();
+    let key = |k: &str| Some(Secret(k.into()));
+    b.peer(PeerConfig { password: key("old"), ..Bench::tor("tor", "10.0.0.2") });
+    // Without a session there is nothing to spare: it starts anew with the new key.
+    b.peer(PeerConfig { password: key("other"), ..Bench::tor("tor", "10.0.0.2") });
+    assert_eq!(b.changed_keys, []);
+    let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
+    b.peer(PeerConfig { password: key("new"), ..Bench::tor("tor", "10.0.0.2") });
+    assert_eq!(b.changed_keys, [(conn, Secret(b"new".to_vec()))]);
+    assert_eq!(b.listening[&ip("10.0.0.2")].md5, key("new"));
+    assert_eq!((b.state("tor"), b.view("tor").flaps), ("Established", 0));
+    b.peer(Bench::tor("tor", "10.0.0.2"));
+    assert_eq!(b.notification(conn), Some((6, 6)), "no key any more is another session");
+}
+
+#[test]
 fn a_new_as_or_identifier_resets_sessions_and_new_multipath_limits_do_not() {
     let mut b = Bench::new();
     b.peer(Bench::tor("tor", "10.0.0.2"));
