@@ -248,6 +248,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             from: from.map(|a| a.parse().unwrap()),
             peer: from.map(|_| "tor".to_owned()),
+            path_id: None,
             next_hop: from.map(|a| a.parse().unwrap()),
             best: false,
             multipath: false,

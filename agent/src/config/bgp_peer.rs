@@ -1,9 +1,10 @@
 //! BGPPeer: a neighbour of the nodes that its selector picks.
 
 use std::net::IpAddr;
+use std::num::NonZeroU8;
 use std::time::Duration;
 
-use manx_bgp::speaker::{MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
+use manx_bgp::speaker::{AddPath, MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
 use manx_bgp::types::{Asn, Family, HoldTime};
 use serde::Deserialize;
 
@@ -53,10 +54,11 @@ pub struct BgpPeerSpec {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct AddPathSpec {
     receive: Option<bool>,
     send: Option<bool>,
+    send_max: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -179,15 +181,6 @@ pub enum SourceAddress {
     Address(IpAddr),
 }
 
-/// Add-Path by direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AddPath {
-    /// Take several paths of a prefix.
-    pub receive: bool,
-    /// Send several paths of a prefix.
-    pub send: bool,
-}
-
 /// A key of a Secret in the agent's `--namespace`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SecretKeyRef {
@@ -263,7 +256,6 @@ impl BgpPeer {
         if route_reflector_client && remote_as == Some(RemoteAs::External) {
             issues.add("spec.routeReflectorClient", "true: only internal peers are reflection clients");
         }
-        let add_path = spec.add_path.as_ref();
         let peer = BgpPeer {
             name,
             node_selector,
@@ -280,10 +272,7 @@ impl BgpPeer {
             ebgp_multihop,
             ttl_security,
             families: families(spec.families.as_deref(), issues),
-            add_path: AddPath {
-                receive: add_path.and_then(|a| a.receive).unwrap_or(false),
-                send: add_path.and_then(|a| a.send).unwrap_or(false),
-            },
+            add_path: spec.add_path.as_ref().map(|a| add_path(a, issues)).unwrap_or_default(),
             extended_next_hop: spec.extended_next_hop.unwrap_or(false),
             next_hop,
             allow_as_in,
@@ -321,9 +310,6 @@ impl BgpPeer {
         }
         if self.bfd.is_some() {
             add("spec.bfd", "this version does not speak BFD: the hold timer alone notices a dead peer");
-        }
-        if self.add_path != AddPath::default() {
-            add("spec.addPath", "this version does not speak Add-Path: one path of each prefix is exchanged");
         }
         if self.extended_next_hop {
             add(
@@ -398,6 +384,17 @@ fn remote_as(spec: &BgpPeerSpec, issues: &mut Issues) -> Option<RemoteAs> {
             None
         }
     }
+}
+
+fn add_path(spec: &AddPathSpec, issues: &mut Issues) -> AddPath {
+    let path = "spec.addPath.sendMax";
+    let send = spec.send.unwrap_or(false);
+    let send_max = spec.send_max.and_then(|n| issues.take(path, values::number_within(n, 1, 255)));
+    if send_max.is_some() && !send {
+        issues.add(path, "bounds what send sends, which is not on; set send: true or leave it out");
+    }
+    let send_max = send_max.and_then(|n| NonZeroU8::new(n as u8));
+    AddPath { receive: spec.receive.unwrap_or(false), send, send_max }
 }
 
 fn hold_time(text: &Scalar) -> Result<Option<HoldTime>, String> {
@@ -557,7 +554,7 @@ mod tests {
             "nodeSelector": {"matchLabels": {"rack": "a"}}, "port": 1179, "localASNumber": 65101,
             "holdTime": "1m30s", "keepaliveTime": "30s", "connectRetry": "5s", "passive": true,
             "sourceAddress": "10.1.0.11", "ebgpMultihop": 2, "ttlSecurity": false, "families": ["ipv6", "ipv4"],
-            "addPath": {"receive": true, "send": false}, "extendedNextHop": true, "nextHop": "Keep", "allowAsIn": 1,
+            "addPath": {"receive": true, "send": true, "sendMax": 4}, "extendedNextHop": true, "nextHop": "Keep", "allowAsIn": 1,
             "asOverride": true, "removePrivateAS": true, "blackhole": true, "routeReflectorClient": false,
             "password": {"secretKeyRef": {"name": "tor-a", "key": "password"}},
             "maxPrefixes": {"limit": 5, "action": "Disable"},
@@ -570,7 +567,7 @@ mod tests {
         assert_eq!(peer.import_filters, ["racks"]);
         assert_eq!(peer.bfd.unwrap().min_rx, Duration::from_millis(200));
         let named: Vec<_> = peer.unsupported().into_iter().map(|i| i.path).collect();
-        assert_eq!(named, ["spec.bfd", "spec.addPath", "spec.extendedNextHop"]);
+        assert_eq!(named, ["spec.bfd", "spec.extendedNextHop"]);
     }
 
     #[rstest]
@@ -600,6 +597,8 @@ mod tests {
     #[case(json!({"ebgpMultihop": 2, "ttlSecurity": true}), "spec.ttlSecurity", "drop one")]
     #[case(json!({"families": []}), "spec.families", "names no family")]
     #[case(json!({"families": ["ipv4", "vpnv4"]}), "spec.families[1]", "must be ipv4 or ipv6")]
+    #[case(json!({"addPath": {"send": true, "sendMax": 0}}), "spec.addPath.sendMax", "from 1 to 255")]
+    #[case(json!({"addPath": {"receive": true, "sendMax": 2}}), "spec.addPath.sendMax", "which is not on")]
     #[case(json!({"nextHop": "Other"}), "spec.nextHop", "must be Self")]
     #[case(json!({"allowAsIn": 11}), "spec.allowAsIn", "from 0 to 10")]
     #[case(json!({"password": {"secretKeyRef": {"name": "", "key": "k"}}}), "spec.password.secretKeyRef.name", "must be 1")]

@@ -78,6 +78,7 @@ fn declared(
         ebgp_multihop: peer.ebgp_multihop,
         ttl_security: peer.ttl_security,
         families: peer.families.clone(),
+        add_path: peer.add_path,
         next_hop: peer.next_hop,
         allow_as_in: peer.allow_as_in,
         as_override: peer.as_override,

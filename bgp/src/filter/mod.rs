@@ -70,6 +70,11 @@ impl Rule {
         Rule { name: None, matches, action, set, hits: Counter::default() }
     }
 
+    /// It has decided about so many more routes.
+    pub(crate) fn count(&self, routes: u64) {
+        self.hits.0.fetch_add(routes, Ordering::Relaxed);
+    }
+
     /// How many routes it has decided.
     pub fn hits(&self) -> u64 {
         self.hits.0.load(Ordering::Relaxed)
@@ -352,7 +357,7 @@ impl RuleRef {
 /// The first rule that matches, counted; `None` leaves the decision to the default of the direction.
 pub fn decide(filters: &[Arc<Filter>], prefix: Prefix, candidate: &Candidate<'_>) -> Option<RuleRef> {
     let found = preview(filters, prefix, candidate)?;
-    found.get(filters, prefix.family()).hits.0.fetch_add(1, Ordering::Relaxed);
+    found.get(filters, prefix.family()).count(1);
     Some(found)
 }
 

@@ -11,12 +11,13 @@ use crate::filter::{self, Action, Candidate, Filter, RuleRef};
 use crate::rib::Rib;
 use crate::rib::bitset::BitSet;
 use crate::rib::intern::AttrId;
-use crate::rib::path::{AcceptedBy, Path, SourceId};
+use crate::rib::path::{AcceptedBy, Path};
+use crate::rib::sources::SourceId;
 use crate::speaker::{FibNextHop, MaxPrefixes, MaxPrefixesAction};
 use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::{NextHop, PathAttributes};
 use crate::wire::community::well_known;
-use crate::wire::message::{Reach, Update};
+use crate::wire::message::{Nlri, Reach, Update};
 
 /// What matters about a peer when its routes come in.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct ImportPolicy {
     pub(crate) max_prefixes: Option<MaxPrefixes>,
     /// Our address on the session: never a next hop that we could use (RFC 4271 6.3).
     pub(crate) own_address: IpAddr,
+    /// NLRI carry path identifiers (RFC 7911).
+    pub(crate) add_path: PerFamily<bool>,
     /// The interface that is shared with the peer; 0 if there is none.
     pub(crate) ifindex: u32,
     /// The session itself runs between link-local addresses.
@@ -115,6 +118,8 @@ pub(super) struct AdjIn {
     pub(super) policy: Option<Box<ImportPolicy>>,
     /// Slots that hold a path of this peer.
     pub(super) has: PerFamily<BitSet>,
+    /// Paths beyond the first of a slot, which only Add-Path brings.
+    pub(super) further: PerFamily<usize>,
     refused: Refused,
     /// Of the refused ones, those over the limit.
     over_limit: PerFamily<usize>,
@@ -126,47 +131,84 @@ impl AdjIn {
         AdjIn {
             policy: None,
             has: PerFamily::from_fn(|_| BitSet::default()),
+            further: PerFamily::both(0),
             refused: Refused::default(),
             over_limit: PerFamily::both(0),
         }
     }
+
+    /// How many routes count against the prefix limit: accepted and refused ones, but for those that the limit refused.
+    /// With Add-Path each path is a route: a limit on prefixes would not bound the memory that a peer can take.
+    fn held(&self, family: Family) -> usize {
+        self.has[family].len() + self.further[family] + self.refused.len(family) - self.over_limit[family]
+    }
 }
 
-/// Refused prefixes and why: 16 bytes for an IPv4 one, no attributes.
+/// What a peer calls a route: the prefix, with Add-Path also an identifier.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct RouteKey {
+    pub(super) prefix: Prefix,
+    pub(super) path_id: Option<u32>,
+}
+
+impl ImportPolicy {
+    fn key(&self, nlri: Nlri) -> RouteKey {
+        let path_id = self.add_path[nlri.prefix.family()].then_some(nlri.path_id);
+        RouteKey { prefix: nlri.prefix, path_id }
+    }
+}
+
+/// Refused routes and why: 16 bytes for an IPv4 one without Add-Path, no attributes.
 #[derive(Default)]
 struct Refused {
     ipv4: FxHashMap<Ipv4Prefix, Reject>,
     ipv6: FxHashMap<Ipv6Prefix, Reject>,
+    /// Those with a path identifier, and how many there are of each family.
+    paths: FxHashMap<(Prefix, u32), Reject>,
+    path_counts: PerFamily<usize>,
 }
 
 impl Refused {
-    fn insert(&mut self, prefix: Prefix, why: Reject) -> Option<Reject> {
-        match prefix {
-            Prefix::V4(p) => self.ipv4.insert(p, why),
-            Prefix::V6(p) => self.ipv6.insert(p, why),
+    fn insert(&mut self, key: RouteKey, why: Reject) -> Option<Reject> {
+        match (key.prefix, key.path_id) {
+            (Prefix::V4(p), None) => self.ipv4.insert(p, why),
+            (Prefix::V6(p), None) => self.ipv6.insert(p, why),
+            (prefix, Some(id)) => {
+                let before = self.paths.insert((prefix, id), why);
+                self.path_counts[prefix.family()] += usize::from(before.is_none());
+                before
+            }
         }
     }
 
-    fn remove(&mut self, prefix: Prefix) -> Option<Reject> {
-        match prefix {
-            Prefix::V4(p) if !self.ipv4.is_empty() => self.ipv4.remove(&p),
-            Prefix::V6(p) if !self.ipv6.is_empty() => self.ipv6.remove(&p),
-            _ => None,
+    fn remove(&mut self, key: RouteKey) -> Option<Reject> {
+        match (key.prefix, key.path_id) {
+            // Mostly nothing is refused, and then nothing need be looked for.
+            (Prefix::V4(p), None) if !self.ipv4.is_empty() => self.ipv4.remove(&p),
+            (Prefix::V6(p), None) if !self.ipv6.is_empty() => self.ipv6.remove(&p),
+            (_, None) => None,
+            (prefix, Some(id)) => {
+                let before = self.paths.remove(&(prefix, id));
+                self.path_counts[prefix.family()] -= usize::from(before.is_some());
+                before
+            }
         }
     }
 
-    fn get(&self, prefix: Prefix) -> Option<Reject> {
-        match prefix {
-            Prefix::V4(p) => self.ipv4.get(&p).copied(),
-            Prefix::V6(p) => self.ipv6.get(&p).copied(),
+    fn get(&self, key: RouteKey) -> Option<Reject> {
+        match (key.prefix, key.path_id) {
+            (Prefix::V4(p), None) => self.ipv4.get(&p).copied(),
+            (Prefix::V6(p), None) => self.ipv6.get(&p).copied(),
+            (prefix, Some(id)) => self.paths.get(&(prefix, id)).copied(),
         }
     }
 
     fn len(&self, family: Family) -> usize {
-        match family {
+        let plain = match family {
             Family::Ipv4Unicast => self.ipv4.len(),
             Family::Ipv6Unicast => self.ipv6.len(),
-        }
+        };
+        plain + self.path_counts[family]
     }
 
     fn clear(&mut self, family: Family) {
@@ -174,11 +216,19 @@ impl Refused {
             Family::Ipv4Unicast => self.ipv4 = FxHashMap::default(),
             Family::Ipv6Unicast => self.ipv6 = FxHashMap::default(),
         }
+        self.paths.retain(|(prefix, _), _| prefix.family() != family);
+        self.path_counts[family] = 0;
     }
 
-    fn iter(&self) -> impl Iterator<Item = (Prefix, Reject)> + '_ {
-        let v4 = self.ipv4.iter().map(|(p, why)| (Prefix::V4(*p), *why));
-        v4.chain(self.ipv6.iter().map(|(p, why)| (Prefix::V6(*p), *why)))
+    fn iter(&self) -> impl Iterator<Item = (RouteKey, Reject)> + '_ {
+        let plain = |prefix| RouteKey { prefix, path_id: None };
+        let v4 = self.ipv4.iter().map(move |(p, why)| (plain(Prefix::V4(*p)), *why));
+        let v6 = self.ipv6.iter().map(move |(p, why)| (plain(Prefix::V6(*p)), *why));
+        let paths = self
+            .paths
+            .iter()
+            .map(|((prefix, id), why)| (RouteKey { prefix: *prefix, path_id: Some(*id) }, *why));
+        v4.chain(v6).chain(paths)
     }
 }
 
@@ -221,12 +271,7 @@ impl Rib {
     /// The filters changed: which rule let a path in is not known until the peer says the route again.
     pub(crate) fn forget_accepting_rules(&mut self, id: SourceId) {
         for family in Family::ALL {
-            let slots: Vec<u32> =
-                self.adj_in_of(id).map_or_else(Vec::new, |a| a.has[family].iter().collect());
-            for slot in slots {
-                let paths = self.tables[family].paths_mut(slot).iter_mut();
-                paths.filter(|p| p.source == id).for_each(|p| p.set_accepted_by(AcceptedBy::UNKNOWN));
-            }
+            self.each_path_of(id, family, |path| path.set_accepted_by(AcceptedBy::UNKNOWN));
         }
     }
 
@@ -244,9 +289,7 @@ impl Rib {
         if let Some(slot) = self.adj_in.get_mut(id.0 as usize) {
             *slot = None;
         }
-        if let Some(slot) = self.sources.get_mut(id.0 as usize) {
-            *slot = None;
-        }
+        self.sources.forget(id);
     }
 
     pub(super) fn adj_in_of(&self, id: SourceId) -> Option<&AdjIn> {
@@ -259,39 +302,45 @@ impl Rib {
 
     /// Takes an UPDATE in. Gives the limits that it crossed; with `Disable` the rest of the UPDATE is not looked at.
     pub(crate) fn import(&mut self, id: SourceId, update: Update) -> Option<LimitReached> {
-        for nlri in &update.withdrawn {
-            self.withdraw(id, nlri.prefix);
-        }
-        let (Some(attributes), false) = (update.attributes, update.reach.is_empty()) else {
-            return None;
-        };
         // Taken out for the time being: the table changes while the policy is read.
         let policy = self.adj_in_mut(id).policy.take().expect("a session that is up has a policy");
-        let crossed = self.import_reach(id, &policy, attributes, &update.reach);
+        for nlri in &update.withdrawn {
+            self.withdraw(id, policy.key(*nlri));
+        }
+        let crossed = match update.attributes {
+            Some(attributes) if !update.reach.is_empty() => {
+                self.import_reach(id, &policy, attributes, &update.reach)
+            }
+            _ => None,
+        };
         self.adj_in_mut(id).policy = Some(policy);
         crossed
     }
 
-    fn withdraw(&mut self, id: SourceId, prefix: Prefix) {
-        if !self.remove(id, prefix) {
-            self.unrefuse(id, prefix);
+    fn withdraw(&mut self, id: SourceId, key: RouteKey) {
+        if !self.remove_route(id, key) {
+            self.unrefuse(id, key);
         }
     }
 
-    fn refuse(&mut self, id: SourceId, prefix: Prefix, why: Reject) {
+    fn remove_route(&mut self, id: SourceId, key: RouteKey) -> bool {
+        self.sources.find(id, key.path_id).is_some_and(|source| self.remove(source, key.prefix))
+    }
+
+    fn refuse(&mut self, id: SourceId, key: RouteKey, why: Reject) {
         // A route that is refused now takes the place of one that was accepted before.
-        self.remove(id, prefix);
+        self.remove_route(id, key);
         let adj = self.adj_in_mut(id);
-        let before = adj.refused.insert(prefix, why);
-        let over = &mut adj.over_limit[prefix.family()];
+        let before = adj.refused.insert(key, why);
+        let over = &mut adj.over_limit[key.prefix.family()];
         *over += usize::from(why == Reject::MaxPrefixes);
         *over -= usize::from(before == Some(Reject::MaxPrefixes));
     }
 
-    fn unrefuse(&mut self, id: SourceId, prefix: Prefix) {
+    fn unrefuse(&mut self, id: SourceId, key: RouteKey) {
         let adj = self.adj_in_mut(id);
-        if adj.refused.remove(prefix) == Some(Reject::MaxPrefixes) {
-            adj.over_limit[prefix.family()] -= 1;
+        if adj.refused.remove(key) == Some(Reject::MaxPrefixes) {
+            adj.over_limit[key.prefix.family()] -= 1;
         }
     }
 
@@ -313,12 +362,13 @@ impl Rib {
             let mut last: Option<((Option<RuleRef>, bool), AttrId, NextHop)> = None;
             for nlri in &reach.nlri {
                 let prefix = nlri.prefix;
-                if let Some(limit) = self.check_limit(id, policy, prefix) {
+                let key = policy.key(*nlri);
+                if let Some(limit) = self.check_limit(id, policy, key) {
                     crossed = crossed.or(Some(limit));
                     match limit.action {
                         MaxPrefixesAction::Warn => {}
                         MaxPrefixesAction::Reject => {
-                            self.refuse(id, prefix, Reject::MaxPrefixes);
+                            self.refuse(id, key, Reject::MaxPrefixes);
                             continue;
                         }
                         MaxPrefixesAction::Disable => {
@@ -330,7 +380,7 @@ impl Rib {
                     }
                 }
                 if let Some(why) = looped.or(own_next_hop.then_some(Reject::OwnNextHop)) {
-                    self.refuse(id, prefix, why);
+                    self.refuse(id, key, why);
                     continue;
                 }
                 let rule = filter::decide(&policy.filters, prefix, &candidate);
@@ -341,7 +391,7 @@ impl Rib {
                     None => reject_by_kind(prefix).map(Reject::Default),
                 };
                 if let Some(why) = refused {
-                    self.refuse(id, prefix, why);
+                    self.refuse(id, key, why);
                     continue;
                 }
                 let (interned, next_hop) = match last {
@@ -359,10 +409,11 @@ impl Rib {
                         (interned, next_hop)
                     }
                 };
-                self.unrefuse(id, prefix);
+                self.unrefuse(id, key);
+                let source = self.sources.intern(id, key.path_id);
                 self.attributes.retain(interned);
                 let hop = self.next_hops.intern(next_hop, policy.gateway(next_hop));
-                let mut path = Path::new(id, interned, hop, rule);
+                let mut path = Path::new(source, interned, hop, rule);
                 path.set_blackhole(discard);
                 self.insert(prefix, path);
             }
@@ -388,21 +439,30 @@ impl Rib {
     }
 
     /// A prefix that is new and beyond the limit. Warnings come once, when the limit is crossed.
-    fn check_limit(&self, id: SourceId, policy: &ImportPolicy, prefix: Prefix) -> Option<LimitReached> {
+    fn check_limit(&self, id: SourceId, policy: &ImportPolicy, key: RouteKey) -> Option<LimitReached> {
         let MaxPrefixes { limit, action } = policy.max_prefixes?;
-        let family = prefix.family();
+        let family = key.prefix.family();
         let adj = self.adj_in_of(id)?;
-        let known = match adj.refused.get(prefix) {
-            Some(Reject::MaxPrefixes) => false,
-            Some(_) => true,
-            None => self.tables[family].find(prefix).is_some_and(|slot| adj.has[family].contains(slot)),
-        };
-        let held = adj.has[family].len() + adj.refused.len(family) - adj.over_limit[family];
+        let held = adj.held(family);
         let beyond = match action {
             MaxPrefixesAction::Warn => held == limit as usize,
             MaxPrefixesAction::Reject | MaxPrefixesAction::Disable => held >= limit as usize,
         };
-        (!known && beyond).then_some(LimitReached { family, limit, action })
+        let known = || match adj.refused.get(key) {
+            Some(Reject::MaxPrefixes) => false,
+            Some(_) => true,
+            None => self.has_route(id, key),
+        };
+        (beyond && !known()).then_some(LimitReached { family, limit, action })
+    }
+
+    /// A route of a peer is in the table.
+    fn has_route(&self, id: SourceId, key: RouteKey) -> bool {
+        let table = &self.tables[key.prefix.family()];
+        let (Some(slot), Some(source)) = (table.find(key.prefix), self.sources.find(id, key.path_id)) else {
+            return false;
+        };
+        table.paths(slot).iter().any(|p| p.source == source)
     }
 
     /// After the limit has changed: what is held beyond it. With `Reject` that goes, the prefixes learned last before others.
@@ -411,21 +471,29 @@ impl Rib {
         let mut crossed = Vec::new();
         for family in Family::ALL {
             let Some(adj) = self.adj_in_of(id) else { continue };
-            let held = adj.has[family].len() + adj.refused.len(family) - adj.over_limit[family];
-            let excess = held.saturating_sub(limit as usize);
+            let excess = adj.held(family).saturating_sub(limit as usize);
             if excess == 0 {
                 continue;
             }
             crossed.push(LimitReached { family, limit, action });
             if action == MaxPrefixesAction::Reject {
-                let slots: Vec<u32> = adj.has[family].iter().collect();
-                for slot in slots.into_iter().rev().take(excess) {
-                    let prefix = self.tables[family].prefix(slot);
-                    self.refuse(id, prefix, Reject::MaxPrefixes);
+                for key in self.last_routes(id, family, excess) {
+                    self.refuse(id, key, Reject::MaxPrefixes);
                 }
             }
         }
         crossed
+    }
+
+    /// So many routes of a peer, from the end of the table.
+    fn last_routes(&self, id: SourceId, family: Family, count: usize) -> Vec<RouteKey> {
+        let table = &self.tables[family];
+        let routes = self.slots_of(id, family).into_iter().rev().flat_map(|slot| {
+            let prefix = table.prefix(slot);
+            let own = table.paths(slot).iter().filter(|p| self.sources.peer(p.source) == id);
+            own.map(move |p| RouteKey { prefix, path_id: self.sources.path_id(p.source) })
+        });
+        routes.take(count).collect()
     }
 
     /// Counts for display.
@@ -435,7 +503,7 @@ impl Rib {
         };
         let mut counts = ReceivedCounts { filtered: adj.refused.len(family), ..ReceivedCounts::default() };
         for slot in adj.has[family].iter() {
-            for path in self.tables[family].paths(slot).iter().filter(|p| p.source == id) {
+            for path in self.tables[family].paths(slot).iter().filter(|p| self.sources.peer(p.source) == id) {
                 counts.accepted += usize::from(!path.is_protected());
                 counts.filtered += usize::from(path.is_protected());
                 counts.stale += usize::from(path.is_stale());
@@ -444,18 +512,19 @@ impl Rib {
         counts
     }
 
-    /// A peer's refused prefixes with the reason in words.
-    pub(super) fn refused(&self, id: SourceId) -> impl Iterator<Item = (Prefix, String)> + '_ {
-        let adj = self.adj_in_of(id);
-        let filters = adj.and_then(|a| a.policy.as_ref()).map_or(&[][..], |p| p.filters.as_slice());
-        adj.into_iter()
-            .flat_map(|a| a.refused.iter())
-            .map(|(prefix, why)| (prefix, why.describe(filters, prefix.family())))
+    /// A peer's refused routes with the reason in words, in order.
+    pub(super) fn refused(&self, id: SourceId) -> Vec<(RouteKey, String)> {
+        let Some(adj) = self.adj_in_of(id) else { return Vec::new() };
+        let filters = adj.policy.as_ref().map_or(&[][..], |p| p.filters.as_slice());
+        let mut all: Vec<_> =
+            adj.refused.iter().map(|(key, why)| (key, why.describe(filters, key.prefix.family()))).collect();
+        all.sort_unstable_by_key(|(key, _)| (key.prefix, key.path_id));
+        all
     }
 
     /// Which import rule let a path in.
     pub(super) fn accepted_by(&self, path: &Path, family: Family) -> Option<String> {
-        let policy = self.adj_in_of(path.source)?.policy.as_ref()?;
+        let policy = self.adj_in_of(self.sources.peer(path.source))?.policy.as_ref()?;
         if path.accepted_by() == AcceptedBy::DEFAULT {
             return Some("import default".to_owned());
         }
@@ -463,11 +532,21 @@ impl Rib {
         Some(format!("import {}", rule.describe(&policy.filters, family)))
     }
 
-    /// Why a peer's route to a prefix was refused, if it was.
-    pub(super) fn refusal(&self, id: SourceId, prefix: Prefix) -> Option<String> {
-        let adj = self.adj_in_of(id)?;
+    /// The refused routes of a peer to a prefix.
+    pub(super) fn refusals(&self, id: SourceId, prefix: Prefix) -> Vec<(RouteKey, String)> {
+        let Some(adj) = self.adj_in_of(id) else { return Vec::new() };
         let filters = adj.policy.as_ref().map_or(&[][..], |p| p.filters.as_slice());
-        Some(adj.refused.get(prefix)?.describe(filters, prefix.family()))
+        let plain = RouteKey { prefix, path_id: None };
+        let plain = adj.refused.get(plain).map(|why| (plain, why));
+        let with_id = adj.refused.paths.iter().filter(|((p, _), _)| *p == prefix);
+        let with_id = with_id.map(|((_, id), why)| (RouteKey { prefix, path_id: Some(*id) }, *why));
+        let mut all: Vec<_> = plain
+            .into_iter()
+            .chain(with_id)
+            .map(|(key, why)| (key, why.describe(filters, prefix.family())))
+            .collect();
+        all.sort_unstable_by_key(|(key, _)| key.path_id);
+        all
     }
 }
 

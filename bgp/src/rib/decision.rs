@@ -4,12 +4,14 @@
 //! Paths are eliminated from the whole set, step by lettered step. Comparing them in pairs would make the result depend
 //! on the order of arrival, since MED compares only within a neighbour AS.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::cmp::Reverse;
+use std::net::Ipv4Addr;
 
 use smallvec::SmallVec;
 
 use crate::rib::intern::{Attributes, NextHops};
-use crate::rib::path::{Path, SourceId, Step, Verdict};
+use crate::rib::path::{Path, Step, Verdict};
+use crate::rib::sources::{Source, SourceId, Sources};
 use crate::speaker::NextHopState;
 use crate::types::{Asn, PeerType};
 use crate::wire::attribute::{AsPath, Origin, PathAttributes, SegmentKind};
@@ -17,16 +19,6 @@ use crate::wire::community::well_known;
 
 /// LOCAL_PREF of a route that has none (RFC 4271 leaves the number open; all implementations use this one).
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
-
-/// What the decision process needs to know of a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Source {
-    pub(crate) peer_type: PeerType,
-    pub(crate) router_id: Ipv4Addr,
-    pub(crate) address: IpAddr,
-    /// It is our reflection client (RFC 4456).
-    pub(crate) client: bool,
-}
 
 /// How many paths may forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +34,7 @@ pub(crate) struct Multipath {
 pub(crate) struct Facts<'a> {
     pub(crate) attributes: &'a Attributes,
     pub(crate) next_hops: &'a NextHops,
-    pub(crate) sources: &'a [Option<Source>],
+    pub(crate) sources: &'a Sources,
     pub(crate) multipath: Multipath,
     pub(crate) local_as: Asn,
 }
@@ -53,7 +45,7 @@ impl Facts<'_> {
     }
 
     fn source(&self, path: &Path) -> &Source {
-        self.sources[path.source.0 as usize].as_ref().expect("a path's source outlives it")
+        self.sources.get(path.source).expect("a path's source outlives it")
     }
 
     /// Step f's key: the identifier of whoever brought the route into the AS.
@@ -67,6 +59,36 @@ impl Facts<'_> {
             Some(NextHopState::Reachable { metric, .. }) => metric,
             Some(NextHopState::Unreachable) | None => u32::MAX,
         }
+    }
+
+    /// The keys of the steps that leave exactly one path, for paths of peers.
+    fn last_steps(&self, path: &Path) -> impl Ord + use<> {
+        let address = self.source(path).address;
+        let path_id = self.sources.path_id(path.source);
+        (self.identifier(path), self.set(path).cluster_list.len(), address, path_id)
+    }
+
+    /// The eligible ones of paths that have been decided on: the best first, then in the order of the last steps.
+    pub(crate) fn eligible<'p>(&self, paths: &'p [Path]) -> SmallVec<[&'p Path; 4]> {
+        let eligible = |p: &&Path| matches!(p.verdict(), Verdict::Best | Verdict::Lost(_));
+        let mut eligible: SmallVec<[&Path; 4]> = paths.iter().filter(eligible).collect();
+        eligible.sort_by_cached_key(|p| {
+            (!p.is_best(), (p.source != SourceId::LOCAL).then(|| self.last_steps(p)))
+        });
+        eligible
+    }
+
+    /// So many of the eligible ones: the best, then what would be best without it, and so on.
+    pub(crate) fn best_of<'p>(&self, paths: &'p [Path], count: usize) -> SmallVec<[&'p Path; 4]> {
+        let mut left = self.eligible(paths);
+        let mut chosen = SmallVec::new();
+        while chosen.len() < count && !left.is_empty() {
+            let mut trial: SmallVec<[Path; 4]> = left.iter().map(|p| **p).collect();
+            decide(&mut trial, *self);
+            let best = left.iter().position(|p| p.source == trial[0].source).expect("one of them is best");
+            chosen.push(left.remove(best));
+        }
+        chosen
     }
 
     fn excluded(&self, path: &Path) -> Option<Verdict> {
@@ -146,7 +168,7 @@ fn eliminate(paths: &mut [Path], alive: &mut SmallVec<[usize; 8]>, facts: Facts<
     keep_lowest(paths, alive, Step::LongLivedStale, |p| {
         facts.set(p).communities.contains(&well_known::LLGR_STALE)
     });
-    keep_lowest(paths, alive, Step::Preference, |p| std::cmp::Reverse(local_pref(facts.set(p))));
+    keep_lowest(paths, alive, Step::Preference, |p| Reverse(local_pref(facts.set(p))));
     keep_lowest(paths, alive, Step::AsPathLength, |p| as_path_length(&facts.set(p).as_path));
     keep_lowest(paths, alive, Step::Origin, |p| origin_rank(facts.set(p).origin));
     keep_lowest_med(paths, alive, facts);
@@ -161,6 +183,7 @@ fn eliminate(paths: &mut [Path], alive: &mut SmallVec<[usize; 8]>, facts: Facts<
     keep_lowest(paths, alive, Step::Identifier, |p| facts.identifier(p));
     keep_lowest(paths, alive, Step::ClusterLength, |p| facts.set(p).cluster_list.len());
     keep_lowest(paths, alive, Step::PeerAddress, |p| facts.source(p).address);
+    keep_lowest(paths, alive, Step::PathId, |p| facts.sources.path_id(p.source));
     mark_multipath(paths, equal, alive[0], facts);
 }
 
@@ -210,10 +233,7 @@ fn mark_multipath(paths: &mut [Path], equal: SmallVec<[usize; 8]>, best: usize, 
         .filter(|i| paths[*i].is_blackhole() == paths[best].is_blackhole())
         .filter(|i| facts.multipath.relax || facts.set(&paths[*i]).as_path == facts.set(&paths[best]).as_path)
         .collect();
-    equal.sort_by_key(|i| {
-        let path = &paths[*i];
-        (*i != best, facts.identifier(path), facts.set(path).cluster_list.len(), facts.source(path).address)
-    });
+    equal.sort_by_key(|i| (*i != best, facts.last_steps(&paths[*i])));
     for i in equal.into_iter().take(facts.multipath.max) {
         paths[i].set_multipath(true);
     }

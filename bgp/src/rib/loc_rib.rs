@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use crate::rib::Rib;
-use crate::rib::decision::{self, Facts, Source};
+use crate::rib::decision;
 use crate::rib::intern::{AttrId, NextHopId};
-use crate::rib::path::{Path, SourceId};
+use crate::rib::path::Path;
+use crate::rib::sources::{Source, SourceId};
 use crate::speaker::{FibNextHop, NextHopState, RouteChange};
 use crate::types::{Family, Prefix};
 use crate::wire::attribute::PathAttributes;
@@ -15,8 +16,17 @@ use crate::wire::attribute::PathAttributes;
 /// What a decision means to the outside; if it stays, nobody is told.
 #[derive(PartialEq, Eq)]
 pub(super) struct Selection {
-    best: Option<(SourceId, AttrId, NextHopId)>,
+    best: Option<Chosen>,
     forwarding: Forwarding,
+    /// All eligible paths and what each costs to reach, where a peer with Add-Path wants to know.
+    paths: SmallVec<[(Chosen, u32); 2]>,
+}
+
+/// A path as peers see it.
+type Chosen = (SourceId, AttrId, NextHopId);
+
+fn chosen(path: &Path) -> Chosen {
+    (path.source, path.attributes, path.next_hop)
 }
 
 /// What becomes of packets for a prefix.
@@ -37,25 +47,18 @@ impl Forwarding {
 impl Rib {
     /// Takes a source number into use.
     pub(crate) fn add_source(&mut self, id: SourceId, source: Source) {
-        let at = id.0 as usize;
-        if self.sources.len() <= at {
-            self.sources.resize(at + 1, None);
-        }
         // Stale paths of the same peer may still be there, and their rank may have changed with it.
-        let changed = self.sources[at].as_ref().is_some_and(|old| *old != source);
-        self.sources[at] = Some(source);
-        if changed {
+        if self.sources.set(id, source) {
+            self.groups.forget_portions();
             self.redecide_all_of(id);
         }
     }
 
     /// A peer became our reflection client, or is it no longer: every peer may see its routes or lose them.
     pub(crate) fn set_client(&mut self, id: SourceId, client: bool) {
-        if let Some(source) = self.sources.get_mut(id.0 as usize).and_then(Option::as_mut) {
+        if let Some(source) = self.sources.get_mut(id) {
             source.client = client;
-            for target in self.targets.clone() {
-                Family::ALL.into_iter().for_each(|f| self.mark_all_for(target, f));
-            }
+            Family::ALL.into_iter().for_each(|f| self.mark_all(f));
         }
     }
 
@@ -109,11 +112,13 @@ impl Rib {
                     // A peer that restarted says again what it said before: no news for anyone.
                     old.set_stale(false);
                     old.set_accepted_by(path.accepted_by());
+                    self.sources.release(path.source);
                     self.attributes.release(path.attributes);
                     self.next_hops.release(path.next_hop);
                     return;
                 }
                 let replaced = std::mem::replace(old, path);
+                self.sources.release(replaced.source);
                 self.attributes.release(replaced.attributes);
                 self.next_hops.release(replaced.next_hop);
             }
@@ -122,7 +127,11 @@ impl Rib {
                 if was_empty {
                     self.tables[family].occupy(slot);
                 }
-                self.adj_in_mut(path.source).has[family].insert(slot);
+                let peer = self.sources.peer(path.source);
+                let adj = self.adj_in_mut(peer);
+                if !adj.has[family].insert(slot) {
+                    adj.further[family] += 1;
+                }
             }
         }
         self.decide_and_tell(family, slot, &before);
@@ -145,9 +154,17 @@ impl Rib {
         let paths = self.tables[family].paths_mut(slot);
         let gone = paths.swap_remove(at);
         let now_empty = paths.is_empty();
-        self.adj_in_mut(source).has[family].remove(slot);
+        let peer = self.sources.peer(source);
+        let has_others = self.tables[family].paths(slot).iter().any(|p| self.sources.peer(p.source) == peer);
+        let adj = self.adj_in_mut(peer);
+        if has_others {
+            adj.further[family] -= 1;
+        } else {
+            adj.has[family].remove(slot);
+        }
         self.decide_and_tell(family, slot, &before);
         // After the comparison: until then the freed numbers must not name something else.
+        self.sources.release(gone.source);
         self.attributes.release(gone.attributes);
         self.next_hops.release(gone.next_hop);
         if now_empty {
@@ -157,26 +174,36 @@ impl Rib {
         true
     }
 
-    /// Takes all paths of a source in a family away, or only the stale ones.
-    pub(crate) fn remove_all_of(&mut self, source: SourceId, family: Family, only_stale: bool) {
-        let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
-        for slot in slots {
-            let wanted = !only_stale
-                || self.tables[family].paths(slot).iter().any(|p| p.source == source && p.is_stale());
-            if wanted {
+    /// Takes all paths of a peer in a family away, or only the stale ones.
+    pub(crate) fn remove_all_of(&mut self, peer: SourceId, family: Family, only_stale: bool) {
+        for slot in self.slots_of(peer, family) {
+            let sources = &self.sources;
+            let wanted = |p: &&Path| sources.peer(p.source) == peer && (p.is_stale() || !only_stale);
+            let paths = self.tables[family].paths(slot).iter();
+            let gone: SmallVec<[SourceId; 2]> = paths.filter(wanted).map(|p| p.source).collect();
+            for source in gone {
                 self.remove_at(source, family, slot);
             }
         }
     }
 
-    /// The source may be restarting: its paths stay, marked (RFC 4724 4.2).
-    pub(crate) fn mark_stale(&mut self, source: SourceId, family: Family) {
-        let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
-        for slot in slots {
-            for path in self.tables[family].paths_mut(slot).iter_mut().filter(|p| p.source == source) {
-                path.set_stale(true);
-            }
+    /// The slots with paths of a peer.
+    pub(super) fn slots_of(&self, peer: SourceId, family: Family) -> Vec<u32> {
+        self.adj_in_of(peer).map_or_else(Vec::new, |adj| adj.has[family].iter().collect())
+    }
+
+    /// Lets something happen to each path of a peer that does not bear on the decision.
+    pub(super) fn each_path_of(&mut self, peer: SourceId, family: Family, change: impl Fn(&mut Path)) {
+        for slot in self.slots_of(peer, family) {
+            let sources = &self.sources;
+            let paths = self.tables[family].paths_mut(slot).iter_mut();
+            paths.filter(|p| sources.peer(p.source) == peer).for_each(&change);
         }
+    }
+
+    /// The source may be restarting: its paths stay, marked (RFC 4724 4.2).
+    pub(crate) fn mark_stale(&mut self, peer: SourceId, family: Family) {
+        self.each_path_of(peer, family, |path| path.set_stale(true));
     }
 
     /// The shell's word on a next hop. Its paths are decided on at the next `settle`, all changed next hops in one pass.
@@ -231,15 +258,14 @@ impl Rib {
 
     fn redecide_all_of(&mut self, source: SourceId) {
         for family in Family::ALL {
-            let slots: Vec<u32> = self.adj_in_mut(source).has[family].iter().collect();
-            for slot in slots {
+            for slot in self.slots_of(source, family) {
                 self.redecide(family, slot);
             }
         }
     }
 
     pub(super) fn decide_and_tell(&mut self, family: Family, slot: u32, before: &Selection) {
-        let facts = Facts {
+        let facts = decision::Facts {
             attributes: &self.attributes,
             next_hops: &self.next_hops,
             sources: &self.sources,
@@ -252,14 +278,22 @@ impl Rib {
             self.fib[family].dirty.insert(slot);
         }
         if after.best != before.best {
-            self.mark_for_targets(family, slot);
+            self.mark_for_targets(family, slot, false);
+        } else if after.paths != before.paths {
+            self.mark_for_targets(family, slot, true);
         }
     }
 
     pub(super) fn selection(&self, family: Family, slot: u32) -> Selection {
-        let best = self.tables[family].paths(slot).first().filter(|p| p.is_best());
+        let paths = self.tables[family].paths(slot);
+        let facts = self.facts();
+        let eligible = match self.add_path_targets {
+            0 => SmallVec::new(),
+            _ => facts.eligible(paths),
+        };
         Selection {
-            best: best.map(|p| (p.source, p.attributes, p.next_hop)),
+            best: paths.first().filter(|p| p.is_best()).map(chosen),
+            paths: eligible.into_iter().map(|p| (chosen(p), facts.metric(p))).collect(),
             forwarding: self.forwarding(family, slot),
         }
     }
@@ -329,9 +363,7 @@ impl Rib {
     pub(crate) fn set_deferring(&mut self, family: Family, deferring: bool) {
         let was = std::mem::replace(&mut self.fib[family].deferring, deferring);
         if was && !deferring {
-            for target in self.targets.clone() {
-                self.mark_all_for(target, family);
-            }
+            self.mark_all(family);
         }
     }
 }

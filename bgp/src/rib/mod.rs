@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! UPDATE -> adj_rib_in (loops, filters, limits) -> loc_rib (table, decision) -> FIB changes
-//!                                                     `-> adj_rib_out (dirty and advertised bits per peer) -> UPDATE
+//!                                                     `-> adj_rib_out (dirty and advertised bits per peer)
+//!                                                           `-> export, group (bytes made once for equal peers) -> UPDATE
 //! ```
 //!
 //! Paths are kept once, after the import filter. What is refused is counted, with its reason and without its attributes.
@@ -18,7 +19,9 @@ use crate::rib::adj_rib_in::AdjIn;
 use crate::rib::adj_rib_out::AdjOut;
 use crate::rib::bitset::BitSet;
 use crate::rib::decision::{Facts, Multipath};
+use crate::rib::group::Groups;
 use crate::rib::intern::{Attributes, NextHopId, NextHops};
+use crate::rib::sources::Sources;
 use crate::rib::table::Table;
 use crate::types::{Asn, Family, PerFamily, RouterId};
 use crate::wire::attribute::{AsPath, Origin, PathAttributes};
@@ -27,15 +30,17 @@ pub(crate) mod adj_rib_in;
 pub(crate) mod adj_rib_out;
 mod bitset;
 mod decision;
+pub(crate) mod export;
+mod group;
 mod intern;
 mod loc_rib;
 mod long_lived;
 mod path;
+mod sources;
 mod table;
 pub(crate) mod view;
 
-pub(crate) use decision::Source;
-pub(crate) use path::SourceId;
+pub(crate) use sources::{Source, SourceId};
 
 /// Who we are, as far as routes are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +74,12 @@ pub(crate) struct Rib {
     attributes: Attributes,
     next_hops: NextHops,
     tables: PerFamily<Table>,
-    /// By source number; 0 is this node.
-    sources: Vec<Option<Source>>,
+    sources: Sources,
     adj_in: Vec<Option<AdjIn>>,
     adj_out: Vec<Option<AdjOut>>,
+    groups: Groups,
+    /// Peers to whom several paths of a prefix go.
+    add_path_targets: usize,
     /// Numbers of the peers that have an Adj-RIB-Out.
     targets: Vec<u32>,
     /// Peers that have something to be sent and have not been named since they last had nothing.
@@ -104,9 +111,11 @@ impl Rib {
             attributes: Attributes::default(),
             next_hops: NextHops::default(),
             tables: PerFamily::from_fn(Table::new),
-            sources: vec![None],
+            sources: Sources::default(),
             adj_in: vec![Some(AdjIn::local())],
             adj_out: vec![None],
+            groups: Groups::default(),
+            add_path_targets: 0,
             targets: Vec::new(),
             woken: Vec::new(),
             fib: PerFamily::from_fn(|_| FibQueue::default()),
@@ -123,6 +132,7 @@ impl Rib {
             return;
         }
         self.identity = identity;
+        self.groups.forget_portions();
         for family in Family::ALL {
             let occupied: Vec<u32> = self.tables[family].occupied().collect();
             for slot in occupied {

@@ -2,15 +2,7 @@
 
 use crate::filter::RuleRef;
 use crate::rib::intern::{AttrId, NextHopId};
-
-/// Who a path comes from.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct SourceId(pub(crate) u32);
-
-impl SourceId {
-    /// This node itself.
-    pub(crate) const LOCAL: SourceId = SourceId(0);
-}
+use crate::rib::sources::SourceId;
 
 /// A path to a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +81,8 @@ pub(crate) enum Step {
     ClusterLength,
     /// g: peer address.
     PeerAddress,
+    /// Path identifier, of several paths of one peer (RFC 7911).
+    PathId,
 }
 
 impl Step {
@@ -106,6 +100,7 @@ impl Step {
             Step::Identifier => "f",
             Step::ClusterLength => "cluster",
             Step::PeerAddress => "g",
+            Step::PathId => "path-id",
         }
     }
 }

@@ -187,7 +187,7 @@ impl Table {
 mod tests {
     use super::*;
     use crate::rib::intern::{Attributes, NextHopId};
-    use crate::rib::path::SourceId;
+    use crate::rib::sources::SourceId;
 
     fn p(s: &str) -> Prefix {
         s.parse().unwrap()

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
-use crate::filter;
+use crate::filter::{self, Candidate};
 use crate::rib::Rib;
+use crate::rib::adj_rib_in::RouteKey;
 use crate::rib::decision::{as_path_length, local_pref, neighbor_as};
-use crate::rib::path::{Path, SourceId, Step, Verdict};
+use crate::rib::path::{Path, Step, Verdict};
+use crate::rib::sources::SourceId;
 use crate::speaker::{AsPathItem, ExportView, FibNextHop, RouteView};
 use crate::types::{Family, PeerType, Prefix};
 use crate::wire::attribute::{NextHop, Origin, PathAttributes, SegmentKind};
@@ -47,17 +49,15 @@ impl Rib {
     ) -> Vec<RouteView> {
         let mut all = Vec::new();
         for family in Family::ALL {
-            let slots = self.adj_in_of(id).map_or_else(Vec::new, |a| a.has[family].iter().collect());
-            for slot in self.by_prefix(family, slots) {
-                let paths = self.tables[family].paths(slot);
-                if let Some(path) = paths.iter().find(|p| p.source == id) {
-                    all.push(self.path_view(family, slot, path, name));
-                }
+            for slot in self.by_prefix(family, self.slots_of(id, family)) {
+                let own = |p: &&Path| self.sources.peer(p.source) == id;
+                let mut paths: Vec<&Path> = self.tables[family].paths(slot).iter().filter(own).collect();
+                paths.sort_by_key(|p| self.sources.path_id(p.source));
+                all.extend(paths.into_iter().map(|path| self.path_view(family, slot, path, name)));
             }
         }
-        let mut refused: Vec<(Prefix, String)> = self.refused(id).collect();
-        refused.sort_unstable();
-        all.extend(refused.into_iter().map(|(prefix, why)| refused_view(prefix, name(id.0), why)));
+        let refused = self.refused(id).into_iter();
+        all.extend(refused.map(|(key, why)| refused_view(key, name(id.0), why)));
         all
     }
 
@@ -73,30 +73,38 @@ impl Rib {
         let mut all = Vec::new();
         for family in Family::ALL {
             for slot in self.by_prefix(family, self.advertised_slots(id, family)) {
-                // What cannot be exported any more is about to be withdrawn.
-                let Ok(key) = self.export(policy, id, family, slot, filter::preview) else { continue };
-                let (set, next_hop) = self.transform(policy, family, key);
-                let best = &self.tables[family].paths(slot)[0];
-                let mut view = self.path_view(family, slot, best, name);
-                describe_attributes(&mut view, &set);
-                view.next_hop = Some(next_hop.addr());
-                if policy.peer_type == PeerType::External {
-                    view.local_pref = None;
+                let prefix = self.tables[family].prefix(slot);
+                for path in self.selected(policy, family, slot) {
+                    let add_path = policy.encode.add_path[family];
+                    let told = !add_path || self.path_advertised_to(id, family, slot, path.source);
+                    let judge =
+                        |candidate: &Candidate<'_>| filter::preview(&policy.filters, prefix, candidate);
+                    // What cannot be exported any more is about to be withdrawn.
+                    let (true, Ok(key)) = (told, self.export(policy, family, path, judge)) else { continue };
+                    let (set, next_hop) = self.transform(policy, family, key);
+                    let mut view = self.path_view(family, slot, path, name);
+                    describe_attributes(&mut view, &set);
+                    view.next_hop = Some(next_hop.addr());
+                    view.path_id = add_path.then(|| path.source.outgoing_path_id());
+                    if policy.peer_type == PeerType::External {
+                        view.local_pref = None;
+                    }
+                    all.push(view);
                 }
-                all.push(view);
             }
         }
         all
     }
 
-    /// Why a peer's route to a prefix was refused, as a route without attributes.
-    pub(crate) fn refused_view<'a>(
+    /// Why a peer's routes to a prefix were refused, as routes without attributes.
+    pub(crate) fn refused_views<'a>(
         &self,
         id: SourceId,
         prefix: Prefix,
         name: &impl Fn(u32) -> Option<PeerName<'a>>,
-    ) -> Option<RouteView> {
-        self.refusal(id, prefix).map(|why| refused_view(prefix, name(id.0), why))
+    ) -> Vec<RouteView> {
+        let refused = self.refusals(id, prefix).into_iter();
+        refused.map(|(key, why)| refused_view(key, name(id.0), why)).collect()
     }
 
     /// What the FIB was told of a prefix, or would be.
@@ -120,9 +128,7 @@ impl Rib {
         for id in &self.targets {
             let (Some(policy), Some(peer)) = (self.export_policy(*id), name(*id)) else { continue };
             let mut rule = None;
-            let result = self.export(policy, *id, family, slot, |filters, prefix, candidate| {
-                filter::preview(filters, prefix, candidate)
-            });
+            let result = self.export_best(policy, *id, family, slot);
             if let Ok(key) = &result {
                 rule = key.rule();
             }
@@ -167,12 +173,14 @@ impl Rib {
     ) -> Vec<RouteView> {
         let paths = self.tables[family].paths(slot);
         let mut order: Vec<&Path> = paths.iter().collect();
-        order.sort_by_key(|p| (!p.is_best(), !p.is_multipath(), self.source_address(p)));
+        order.sort_by_key(|p| {
+            (!p.is_best(), !p.is_multipath(), self.source_address(p), self.sources.path_id(p.source))
+        });
         order.into_iter().map(|p| self.path_view(family, slot, p, name)).collect()
     }
 
     fn source_address(&self, path: &Path) -> Option<IpAddr> {
-        self.sources[path.source.0 as usize].as_ref().map(|s| s.address)
+        self.sources.get(path.source).map(|s| s.address)
     }
 
     fn path_view<'a>(
@@ -184,11 +192,13 @@ impl Rib {
     ) -> RouteView {
         let table = &self.tables[family];
         let best = table.paths(slot).first().filter(|p| p.is_best());
-        let peer = if path.source == SourceId::LOCAL { None } else { name(path.source.0) };
+        let source = self.sources.peer(path.source);
+        let peer = if source == SourceId::LOCAL { None } else { name(source.0) };
         let mut view = RouteView {
             prefix: table.prefix(slot),
             from: self.source_address(path),
             peer: peer.map(|p| p.name.to_owned()),
+            path_id: self.sources.path_id(path.source),
             next_hop: self.next_hops.get(path.next_hop).map(NextHop::addr),
             best: path.is_best(),
             multipath: path.is_multipath(),
@@ -244,12 +254,13 @@ impl Rib {
                 format!("CLUSTER_LIST longer ({} > {})", l.cluster_list.len(), b.cluster_list.len())
             }
             Step::PeerAddress => "peer address higher".to_owned(),
+            Step::PathId => "path identifier higher".to_owned(),
         }
     }
 
     fn identifier(&self, path: &Path) -> String {
         let id = self.attributes.get(path.attributes).originator_id.map(|id| id.addr());
-        let id = id.or_else(|| self.sources[path.source.0 as usize].as_ref().map(|s| s.router_id));
+        let id = id.or_else(|| self.sources.get(path.source).map(|s| s.router_id));
         id.map_or_else(|| "-".to_owned(), |id| id.to_string())
     }
 }
@@ -259,6 +270,7 @@ fn empty_view(prefix: Prefix) -> RouteView {
         prefix,
         from: None,
         peer: None,
+        path_id: None,
         next_hop: None,
         best: false,
         multipath: false,
@@ -280,13 +292,14 @@ fn empty_view(prefix: Prefix) -> RouteView {
     }
 }
 
-fn refused_view(prefix: Prefix, peer: Option<PeerName<'_>>, why: String) -> RouteView {
+fn refused_view(key: RouteKey, peer: Option<PeerName<'_>>, why: String) -> RouteView {
     RouteView {
+        path_id: key.path_id,
         from: peer.as_ref().map(|p| p.address),
         peer: peer.map(|p| p.name.to_owned()),
         filtered: true,
         reason: Some(why),
-        ..empty_view(prefix)
+        ..empty_view(key.prefix)
     }
 }
 

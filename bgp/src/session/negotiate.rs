@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::speaker::{PeerConfig, RemoteAs, SpeakerConfig};
+use crate::speaker::{AddPath, PeerConfig, RemoteAs, SpeakerConfig};
 use crate::types::{Asn, Family, HoldTime, PeerType, PerFamily, RouterId};
 use crate::wire::iana::{error, open_error};
-use crate::wire::message::{Capability, GracefulRestart, Notification, Open};
+use crate::wire::message::{AddPathMode, Capability, GracefulRestart, Notification, Open};
 use crate::wire::{DecodeContext, EncodeContext};
 
 /// The longest Long-Lived Stale Time, in seconds: 24 bits (RFC 9494 3.1).
@@ -75,6 +75,10 @@ impl Settings {
                     .collect(),
             ));
         }
+        if let Some(mode) = add_path_mode(peer.add_path) {
+            let families = Family::ALL.into_iter().filter(|f| peer.families.contains(f));
+            capabilities.push(Capability::AddPath(families.map(|f| (f, mode)).collect()));
+        }
         capabilities.push(Capability::FourOctetAs(asn));
         if !speaker.hostname.is_empty() {
             capabilities.push(Capability::Fqdn { host: speaker.hostname.clone(), domain: String::new() });
@@ -129,6 +133,10 @@ pub struct Negotiated {
     pub keepalive: Option<Duration>,
     /// Families that both offered.
     pub families: PerFamily<bool>,
+    /// NLRI that we receive carry path identifiers (RFC 7911): we take them and the peer sends them.
+    pub add_path_receive: PerFamily<bool>,
+    /// NLRI that we send carry path identifiers: the other direction is agreed upon by itself.
+    pub add_path_send: PerFamily<bool>,
     /// Both have 4-octet AS numbers.
     pub four_octet_as: bool,
     /// Both take messages up to 65535 octets (RFC 8654).
@@ -152,6 +160,7 @@ impl Negotiated {
         DecodeContext {
             families: self.families,
             four_octet_as: self.four_octet_as,
+            add_path: self.add_path_receive,
             ..DecodeContext::modern(self.peer_type)
         }
     }
@@ -161,6 +170,7 @@ impl Negotiated {
         EncodeContext {
             four_octet_as: self.four_octet_as,
             extended_message: self.extended_message,
+            add_path: self.add_path_send,
             ..EncodeContext::modern(self.peer_type)
         }
     }
@@ -247,6 +257,12 @@ pub fn negotiate(ours: &Settings, theirs: &Open) -> Result<Negotiated, Refusal> 
         hold_time,
         keepalive,
         families,
+        add_path_receive: PerFamily::from_fn(|f| {
+            families[f] && takes_paths(&ours.open, f) && gives_paths(theirs, f)
+        }),
+        add_path_send: PerFamily::from_fn(|f| {
+            families[f] && gives_paths(&ours.open, f) && takes_paths(theirs, f)
+        }),
         four_octet_as: has(theirs, four_octet),
         extended_message: both(|c| matches!(c, Capability::ExtendedMessage)),
         // RFC 7313 3: it builds on plain route refresh.
@@ -286,6 +302,32 @@ fn stale_time(open: &Open, family: Family) -> Option<u32> {
         _ => None,
     })?;
     families.iter().find(|(f, ..)| *f == family).map(|(_, _, time)| *time)
+}
+
+fn add_path_mode(config: AddPath) -> Option<AddPathMode> {
+    match (config.receive, config.send) {
+        (true, true) => Some(AddPathMode::Both),
+        (true, false) => Some(AddPathMode::Receive),
+        (false, true) => Some(AddPathMode::Send),
+        (false, false) => None,
+    }
+}
+
+fn takes_paths(open: &Open, family: Family) -> bool {
+    add_path_of(open, family).is_some_and(|mode| mode != AddPathMode::Send)
+}
+
+fn gives_paths(open: &Open, family: Family) -> bool {
+    add_path_of(open, family).is_some_and(|mode| mode != AddPathMode::Receive)
+}
+
+/// RFC 7911 4: of several entries for a family the first counts.
+fn add_path_of(open: &Open, family: Family) -> Option<AddPathMode> {
+    let entries = open.capabilities.iter().filter_map(|c| match c {
+        Capability::AddPath(entries) => Some(entries),
+        _ => None,
+    });
+    entries.flatten().find(|(f, _)| *f == family).map(|(_, mode)| *mode)
 }
 
 /// RFC 4760 8: a speaker without any multiprotocol capability carries IPv4 unicast.
@@ -414,6 +456,38 @@ mod tests {
         let n = negotiate(&settings(RemoteAs::External), &theirs).unwrap();
         assert_eq!(n.families, PerFamily { ipv4: true, ipv6: false });
         assert!(!n.four_octet_as && !n.route_refresh && n.graceful_restart.is_none());
+    }
+
+    #[test]
+    fn trap_17_add_path_is_agreed_upon_by_family_and_by_direction() {
+        let speaker = SpeakerConfig::new(Asn(64512), id(1));
+        let mut peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
+        let none = PerFamily::both(false);
+        let agreed = |peer: &PeerConfig, theirs: &[(Family, AddPathMode)]| {
+            let settings = Settings::new(&speaker, peer, flags(false));
+            let mut open = open(65001, 90);
+            open.capabilities.push(Capability::AddPath(theirs.to_vec()));
+            let n = negotiate(&settings, &open).unwrap();
+            (n.add_path_receive, n.add_path_send)
+        };
+        let v4 = |mode| [(Family::Ipv4Unicast, mode)];
+        let only_v4 = PerFamily { ipv4: true, ipv6: false };
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Both)), (none, none), "we did not offer it");
+        peer.add_path = AddPath { receive: true, ..AddPath::default() };
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Both)), (only_v4, none));
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Send)), (only_v4, none));
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Receive)), (none, none), "nobody sends");
+        peer.add_path = AddPath { receive: true, send: true, send_max: None };
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Both)), (only_v4, only_v4));
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Receive)), (none, only_v4));
+        let twice = [(Family::Ipv6Unicast, AddPathMode::Send), (Family::Ipv6Unicast, AddPathMode::Both)];
+        assert_eq!(
+            agreed(&peer, &twice),
+            (PerFamily { ipv4: false, ipv6: true }, none),
+            "the first one counts"
+        );
+        peer.families = vec![Family::Ipv6Unicast];
+        assert_eq!(agreed(&peer, &v4(AddPathMode::Both)), (none, none), "the family is not in use");
     }
 
     #[test]

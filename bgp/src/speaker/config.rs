@@ -1,6 +1,7 @@
 //! What the operator wants, as validated values: the speaker itself, its peers, the routes it originates.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,18 @@ pub enum NextHopMode {
     Auto,
 }
 
+/// Several paths of a prefix on one session (RFC 7911), by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPath {
+    /// Take them.
+    pub receive: bool,
+    /// Send them.
+    pub send: bool,
+    /// Send at most so many of a prefix, the best ones; `None`: all that are eligible. A path that the peer gave itself
+    /// counts, and is not sent.
+    pub send_max: Option<NonZeroU8>,
+}
+
 /// A cap on the prefixes received from a peer, per family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxPrefixes {
@@ -135,6 +148,8 @@ pub struct PeerConfig {
     pub ttl_security: bool,
     /// Families to negotiate; never empty.
     pub families: Vec<Family>,
+    /// Several paths of a prefix, in all families.
+    pub add_path: AddPath,
     /// Next hop of the routes that we pass on.
     pub next_hop: NextHopMode,
     /// Accept our own AS so many times in a received AS_PATH.
@@ -181,6 +196,7 @@ impl PeerConfig {
             ebgp_multihop: None,
             ttl_security: false,
             families: Family::ALL.to_vec(),
+            add_path: AddPath::default(),
             next_hop: NextHopMode::Self_,
             allow_as_in: 0,
             as_override: false,

@@ -1,12 +1,13 @@
 //! What comes in from the transport, and what sessions make of it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU8;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use crate::rib::adj_rib_in::{ImportPolicy, LimitReached};
-use crate::rib::adj_rib_out::ExportPolicy;
+use crate::rib::export::ExportPolicy;
 use crate::rib::{Source, SourceId};
 use crate::session::{
     Cause, Context, Delivery, Direction, Down, Negotiated, Outgoing, Output, Reason, Session, State,
@@ -399,6 +400,7 @@ fn import_policy(
         local_as: config.local_as.filter(|a| *a != speaker_as),
         allow_as_in: config.allow_as_in,
         blackhole: config.blackhole,
+        add_path: n.add_path_receive,
         filters: config.import.clone(),
         max_prefixes: config.max_prefixes,
         own_address: canonical(endpoints.local.ip()),
@@ -432,6 +434,7 @@ fn export_policy(
         shared: shared_subnets(endpoints),
         encode: n.encode_context(),
         markers: n.enhanced_refresh,
+        max_paths: config.add_path.send_max.map_or(0, NonZeroU8::get),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Configuration and administration: what changes, and what of it has to disturb a session.
 
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -173,14 +174,15 @@ impl Speaker {
             }
         }
         let client = old.route_reflector_client != new.route_reflector_client;
-        let export = (&old.export, old.next_hop, old.as_override, old.remove_private_as)
-            != (&new.export, new.next_hop, new.as_override, new.remove_private_as);
+        let out = |c: &PeerConfig| (c.next_hop, c.as_override, c.remove_private_as, c.add_path.send_max);
+        let export = old.export != new.export || out(old) != out(new);
         if export || client {
             self.rib.update_export_policy(id, |p| {
                 p.filters.clone_from(&new.export);
                 p.next_hop = new.next_hop;
                 p.as_override = new.as_override;
                 p.remove_private_as = new.remove_private_as;
+                p.max_paths = new.add_path.send_max.map_or(0, NonZeroU8::get);
                 p.client = new.route_reflector_client;
             });
         }

@@ -98,7 +98,7 @@ impl Speaker {
         let name = |id| self.name_of(id);
         let mut paths = self.rib.paths_view(prefix, &name);
         let refused =
-            self.by_name.values().filter_map(|id| self.rib.refused_view(SourceId(*id), prefix, &name));
+            self.by_name.values().flat_map(|id| self.rib.refused_views(SourceId(*id), prefix, &name));
         paths.extend(refused);
         Explanation {
             prefix,

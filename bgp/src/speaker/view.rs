@@ -278,6 +278,8 @@ pub struct RouteView {
     pub from: Option<IpAddr>,
     /// The peer's name.
     pub peer: Option<String>,
+    /// Path identifier (RFC 7911), as the peer gave it or, of an advertised route, as we give it.
+    pub path_id: Option<u32>,
     /// Next hop; `None`: local or refused.
     pub next_hop: Option<IpAddr>,
     /// Chosen as best.
@@ -308,7 +310,8 @@ pub struct RouteView {
     pub originator_id: Option<Ipv4Addr>,
     /// CLUSTER_LIST.
     pub cluster_list: Vec<Ipv4Addr>,
-    /// The step that beat it: "local", "llgr" (RFC 9494), "preference", "a" to "g" of RFC 4271 9.1.2.2, "cluster" (RFC 4456 9).
+    /// The step that beat it: "local", "llgr" (RFC 9494), "preference", "a" to "g" of RFC 4271 9.1.2.2, "cluster" (RFC 4456 9),
+    /// "path-id" (RFC 7911).
     pub lost_at: Option<&'static str>,
     /// Why it lost, is not eligible or was refused.
     pub reason: Option<String>,

@@ -122,6 +122,8 @@ pub(crate) struct Bench {
     /// What a next hop is answered with when it is first asked for; `None`: no answer yet.
     pub(crate) resolve: Option<NextHopState>,
     sent: BTreeMap<ConnId, BytesMut>,
+    /// Connections on which the speaker sends path identifiers, and families.
+    pub(crate) add_path: BTreeMap<ConnId, PerFamily<bool>>,
 }
 
 pub(crate) const UP: NextHopState = NextHopState::Reachable { metric: 0, connected: true };
@@ -149,6 +151,7 @@ impl Bench {
             tracked: BTreeMap::new(),
             resolve: Some(UP),
             sent: BTreeMap::new(),
+            add_path: BTreeMap::new(),
         }
     }
 
@@ -220,7 +223,8 @@ impl Bench {
         framer.push(&self.sent.remove(&conn).unwrap_or_default());
         let mut all = Vec::new();
         // Internal: keeps LOCAL_PREF and reflection attributes for the test to see.
-        let ctx = DecodeContext::modern(PeerType::Internal);
+        let add_path = self.add_path.get(&conn).copied().unwrap_or_default();
+        let ctx = DecodeContext { add_path, ..DecodeContext::modern(PeerType::Internal) };
         while let Some(frame) = framer.next_frame().expect("we frame our own messages right") {
             all.push(wire::decode(frame, &ctx).expect("we encode our own messages right"));
         }
@@ -329,6 +333,34 @@ impl Bench {
         let mut out = BytesMut::new();
         let mut nlri = prefixes.iter().map(|s| Nlri { prefix: p(s), path_id: 0 }).peekable();
         while wire::withdraw(&mut out, &ctx, p(prefixes[0]).family(), &mut nlri) > 0 {}
+        self.send_bytes(conn, &out);
+    }
+
+    /// As a peer with Add-Path says it.
+    pub(crate) fn announce_paths(
+        &mut self,
+        conn: ConnId,
+        paths: &[(&str, u32)],
+        set: &PathAttributes,
+        next_hop: &str,
+    ) {
+        let ctx =
+            EncodeContext { add_path: PerFamily::both(true), ..EncodeContext::modern(PeerType::Internal) };
+        let IpAddr::V4(next_hop) = ip(next_hop) else { panic!("an IPv4 next hop for IPv4 prefixes") };
+        let mut out = BytesMut::new();
+        let mut nlri = paths.iter().map(|(s, path_id)| Nlri { prefix: p(s), path_id: *path_id }).peekable();
+        let encoded = EncodedAttributes::new(set, &ctx);
+        let (hop, family) = (NextHop::V4(next_hop), Family::Ipv4Unicast);
+        while wire::reach(&mut out, &ctx, &encoded, hop, family, &mut nlri).unwrap() > 0 {}
+        self.send_bytes(conn, &out);
+    }
+
+    pub(crate) fn withdraw_paths(&mut self, conn: ConnId, paths: &[(&str, u32)]) {
+        let ctx =
+            EncodeContext { add_path: PerFamily::both(true), ..EncodeContext::modern(PeerType::Internal) };
+        let mut out = BytesMut::new();
+        let mut nlri = paths.iter().map(|(s, path_id)| Nlri { prefix: p(s), path_id: *path_id }).peekable();
+        while wire::withdraw(&mut out, &ctx, Family::Ipv4Unicast, &mut nlri) > 0 {}
         self.send_bytes(conn, &out);
     }
 

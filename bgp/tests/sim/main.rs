@@ -2,6 +2,7 @@
 //! many speakers against each other (`net`). Tests of a trap bear its number and its sentence as name.
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+mod add_path;
 mod bench;
 mod communities;
 mod convergence;
