@@ -172,7 +172,11 @@ fn a_session_that_is_lost_takes_all_its_paths_and_graceful_restart_keeps_them() 
     assert_eq!(b.speaker.table_size(Family::Ipv4Unicast).1, 0);
 
     let config = SpeakerConfig {
-        graceful_restart: Some(GracefulRestartConfig { restart_time: secs(120), restarting: false }),
+        graceful_restart: Some(GracefulRestartConfig {
+            restart_time: secs(120),
+            restarting: false,
+            long_lived_time: None,
+        }),
         ..SpeakerConfig::new(OUR_AS, id("10.0.0.1"))
     };
     let mut b = Bench::with(config);
