@@ -20,6 +20,7 @@ pub mod cni_server;
 pub mod config;
 pub mod delta;
 pub mod desired;
+pub mod drained;
 pub mod egress_nat;
 pub mod health;
 pub mod kernel;

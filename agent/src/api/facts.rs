@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::api::bgp::PeerInfo;
 use crate::desired::PeerObject;
@@ -20,6 +21,8 @@ pub struct Facts {
     pub source_problems: Vec<StatusProblem>,
     /// What is wrong with the configuration of BGP, or unsupported in it.
     pub bgp_problems: Vec<StatusProblem>,
+    /// How long peers have to find other ways when the node is drained.
+    pub drain_delay: Duration,
     /// Our AS, once known.
     pub asn: Option<u32>,
     /// Our BGP identifier, once known.

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod events;
 pub mod facts;
 mod ladder;
+mod node;
 mod peers;
 mod pods;
 mod routes;

@@ -21,7 +21,8 @@ use super::clock::Clock;
 use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
 use super::why::{self, DroppedSegments};
-use super::{peers, pods, routes, watch};
+use super::{node, peers, pods, routes, watch};
+use crate::drained::OrderFile;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
@@ -43,6 +44,8 @@ pub struct Api {
     pub started: EpochSeconds,
     /// Where the manifests are.
     pub source: String,
+    /// Where an order to drain is kept.
+    pub drained: OrderFile,
     /// What happens, for whoever watches.
     pub events: Events,
     /// What the run loop knows.
@@ -130,6 +133,8 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route(paths::ROUTES, get(routes::routes))
         .route(paths::ROUTE_GET, get(routes::route_get))
         .route(paths::ROUTE_WHY, get(routes::route_why))
+        .route(paths::NODE_DRAIN, get(node::show).merge(order(post(node::drain))))
+        .route(paths::NODE_UNDRAIN, order(post(node::undrain)))
         .route(paths::WATCH, get(watch::watch))
         .route(paths::POLICY_FOR, get(policy_for))
         .route(paths::IPAM, get(ipam))
@@ -250,6 +255,7 @@ async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal
         let (peers, prefixes) =
             handle.with(|speaker, now| (speaker.peers(now), speaker.prefixes())).await.map_err(gone)?;
         let up = |name: &str| peers.iter().any(|p| p.name == name && p.state == "Established");
+        status.drain = node::phase(api).await?;
         status.peers = Some(peers.len() as u64);
         status.established = Some(peers.iter().filter(|p| p.state == "Established").count() as u64);
         status.prefixes = Some(prefixes as u64);

@@ -19,6 +19,7 @@ mod selection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use manx_bgp::speaker::PeerConfig;
@@ -63,6 +64,8 @@ pub struct BgpIntent {
     pub objects: Vec<PeerObject>,
     /// Prefixes that this node originates, each backed by a blackhole route.
     pub originate: BTreeSet<Prefix>,
+    /// How long peers have to find other ways when the node is drained.
+    pub drain_delay: Duration,
     /// Where to listen.
     pub listen: BTreeSet<SocketAddr>,
     /// The node's own addresses: prefixes that cover one of them are not let in by default.
@@ -185,6 +188,7 @@ impl Desired {
             peers,
             objects: selection::objects(self, node),
             originate: self.originated(node),
+            drain_delay: self.bgp.drain.delay,
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
             problems: Vec::new(),

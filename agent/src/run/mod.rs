@@ -47,7 +47,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT. Kernel routes and rules stay as they are, and peers hear nothing but the end
-/// of the connection, so that graceful restart holds.
+/// of the connection, so that graceful restart holds; peers of a drained node get a Cease.
 ///
 /// # Errors
 /// What keeps it from starting, in words for the person who started it; or a room that broke.
@@ -343,11 +343,14 @@ impl Loop {
         Ok(())
     }
 
-    /// The speaker closes its connections without a word; the policy thread ends after what it is doing, and if that
+    /// The speaker closes its connections without a word, unless the node is drained: then nobody shall keep its routes. The
+    /// policy thread ends after what it is doing, and if that
     /// takes too long, without: the next agent makes it good.
     async fn stop(self) {
         if let Some(bgp) = &self.bgp {
-            bgp.shutdown(net::Shutdown::Silent).await;
+            let drained = bgp.with(|speaker, now| speaker.drain_view(now)).await.ok().flatten();
+            let how = drained.map_or(net::Shutdown::Silent, |drain| net::Shutdown::Cease(drain.text));
+            bgp.shutdown(how).await;
         }
         if let Some(policy) = &self.policy {
             let _ = tokio::time::timeout(LAST_WORDS, policy.stop()).await;

@@ -8,6 +8,7 @@ use manx_bgp::speaker::{GracefulRestartConfig, LocalRoute, Speaker, SpeakerConfi
 
 use super::start::pump;
 use super::{Event, Loop};
+use crate::api::facts::epoch_now;
 use crate::config::GracefulRestart;
 use crate::delta::{Change, changes};
 use crate::desired::{BgpIntent, SpeakerIntent};
@@ -72,7 +73,14 @@ impl Loop {
             self.restarting = Family::BOTH.to_vec();
         }
         self.facts.with(|f| f.restarting = restarting);
-        self.tell_speaker(move |speaker, now| difference(speaker, now, &BgpIntent::default(), &intent));
+        let drained = self.api.drained.load().context("cannot tell whether this node is drained")?;
+        self.tell_speaker(move |speaker, now| {
+            // Before its peers, so that none of them is dialled.
+            if let Some(order) = drained {
+                speaker.drain(now, order.remaining(epoch_now()), &order.message);
+            }
+            difference(speaker, now, &BgpIntent::default(), &intent);
+        });
         Ok(())
     }
 

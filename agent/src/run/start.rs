@@ -20,6 +20,7 @@ use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
 use crate::desired::{BgpIntent, Desired};
+use crate::drained::OrderFile;
 use crate::health::Health;
 use crate::kernel::fib::{Fib, FibConfig, FibHandle};
 use crate::kernel::iptables::Backend;
@@ -116,6 +117,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         clock: Clock::default(),
         dropped: DroppedSegments::default(),
         started: epoch_now(),
+        drained: OrderFile::new(&options.run_dir),
         events: Events::new(&options.node_name),
         source: options.manifests.display().to_string(),
         facts: facts.clone(),

@@ -5,6 +5,7 @@
 //! only: neither where the values come from nor how they are printed. No secret has a place in it.
 
 mod bgp;
+mod drain;
 mod events;
 mod history;
 pub mod paths;
@@ -21,6 +22,7 @@ pub use bgp::{
     PeerList, PeerListKind, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind, RouteList,
     RouteListKind, RouteLookup, RouteLookupKind,
 };
+pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
 pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{

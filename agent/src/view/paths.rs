@@ -13,6 +13,9 @@
 //! | [`ROUTES`] | `table=loc\|in\|out`, `peer=`, `rejected=true`, `best=true` | [`RouteList`](super::RouteList) |
 //! | [`ROUTE_GET`] | `ip=` | [`RouteLookup`](super::RouteLookup) |
 //! | [`ROUTE_WHY`] | `prefix=` | [`RouteExplanation`](super::RouteExplanation) |
+//! | [`NODE_DRAIN`] | | [`NodeDrain`](super::NodeDrain) |
+//! | POST [`NODE_DRAIN`] | `delay=` seconds, `message=` | [`NodeDrain`](super::NodeDrain) |
+//! | POST [`NODE_UNDRAIN`] | | [`NodeDrain`](super::NodeDrain) |
 //! | [`WATCH`] | `only=peer,route,nextHop,repair,policy,config` | [`Event`](super::Event)s, a line each, without end |
 //! | [`POLICY_FOR`] | `target=NAMESPACE/NAME\|IP` | [`PodPolicy`](super::PodPolicy) |
 //! | [`POLICY_FOR`] | `target=NAMESPACE` | [`PodPolicyList`](super::PodPolicyList) |
@@ -48,6 +51,10 @@ pub const ROUTE_GET: &str = "/v1/routes/get";
 pub const ROUTE_WHY: &str = "/v1/routes/why";
 /// What polices `target=`.
 pub const POLICY_FOR: &str = "/v1/policy/for";
+/// How far a drain of this node has come.
+pub const NODE_DRAIN: &str = "/v1/node/drain";
+/// Takes a drain back.
+pub const NODE_UNDRAIN: &str = "/v1/node/undrain";
 /// What happens from now on, as lines of JSON that do not end; `only=` names topics.
 pub const WATCH: &str = "/v1/watch";
 /// Addresses of this node's pods.

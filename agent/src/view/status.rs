@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApiVersion, EpochSeconds, kind};
+use super::{ApiVersion, DrainPhase, EpochSeconds, kind};
 
 kind!(
     /// `kind` of [`Status`].
@@ -85,6 +85,8 @@ pub struct BgpStatus {
     pub prefixes: Option<u64>,
     /// Prefixes of our own that we advertise.
     pub originated: Vec<String>,
+    /// Whether the node is drained, or about to be.
+    pub drain: DrainPhase,
     /// A graceful restart of our own is going on: old routes are not swept yet.
     pub restarting: bool,
     /// What is wrong.
@@ -152,6 +154,15 @@ impl Status {
         }
         out.extend(self.source.errors.iter().map(|e| format!("source: {e}")));
         if let Some(bgp) = &self.bgp {
+            match bgp.drain {
+                DrainPhase::Serving => {}
+                DrainPhase::Draining => {
+                    out.push("bgp: the node is being drained: its sessions end soon".to_owned());
+                }
+                DrainPhase::Drained => {
+                    out.push("bgp: the node is drained: `manxctl node undrain` brings it back".to_owned());
+                }
+            }
             if !bgp.required_down.is_empty() {
                 out.push(format!("bgp: not Established: {}", bgp.required_down.join(", ")));
             }

@@ -3,6 +3,7 @@
 mod bgp;
 mod cleanup;
 mod cni;
+mod drain;
 mod egress;
 mod life;
 mod orders;

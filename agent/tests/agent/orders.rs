@@ -63,7 +63,7 @@ fn a_reset_is_a_cease_of_its_own_and_a_soft_one_leaves_the_session_alone() {
     eventually("down and up", || {
         node.peer("tor")["flaps"] == 1 && node.peer("tor")["state"] == "Established"
     });
-    assert!(bird.log().contains("Administrative reset"), "{}", bird.log());
+    eventually("BIRD reads why", || bird.log().contains("Administrative reset"));
     assert!(history(&node).iter().any(|t| t["cause"] == "admin-reset"));
     assert_eq!(show()["lastNotification"]["text"], "Cease/Administrative Reset");
     eventually("learned again", || node.net.route("10.200.7.0/24").is_some());

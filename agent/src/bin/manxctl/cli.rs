@@ -61,6 +61,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: RouteCommand,
     },
+    /// This node as a whole.
+    Node {
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
     /// What happens on this node from now on, a line each.
     ///
     /// Sessions, best routes, next hops, repairs of kernel routes, changes of the packet filter, faults of the
@@ -147,6 +152,24 @@ pub(crate) enum PeerCommand {
     },
 }
 
+#[derive(Subcommand, Debug)]
+pub(crate) enum NodeCommand {
+    /// Take this node out of routing without loss: GRACEFUL_SHUTDOWN first, after the delay the end of all sessions.
+    ///
+    /// Peers that know RFC 8326 prefer other ways at once; the sessions end with Cease/Administrative Shutdown. Stays
+    /// through restarts of the agent, until `undrain` or a reboot. With -w it shows how far it has come, and ends with it.
+    Drain {
+        /// How long peers have to find other ways, such as 30s; the configuration's (spec.drain.delay) if not given.
+        #[arg(long, value_parser = seconds, value_name = "DELAY")]
+        delay: Option<u64>,
+        /// What the operators of the peers shall read (RFC 9003), at most 255 bytes.
+        #[arg(long, value_name = "TEXT")]
+        message: Option<String>,
+    },
+    /// Take a drain back: routes are as before, and sessions come up again.
+    Undrain,
+}
+
 /// What a soft reset exchanges again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Soft {
@@ -225,6 +248,7 @@ impl Command {
                 PeerCommand::Show { .. } | PeerCommand::Why { .. } | PeerCommand::History { .. } => false,
                 PeerCommand::Reset { .. } | PeerCommand::Disable { .. } | PeerCommand::Enable { .. } => true,
             },
+            Command::Node { command: NodeCommand::Undrain } => true,
             _ => false,
         }
     }
@@ -269,6 +293,15 @@ fn render_subcommands(command: &clap::Command, path: &str, page: &mut Vec<u8>) {
     }
 }
 
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, factor) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    let parsed = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    parsed.filter(|s| *s <= 86_400).ok_or_else(|| "write seconds or minutes, such as 30s or 5m".to_owned())
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
     match number.parse::<f64>() {
@@ -311,6 +344,14 @@ mod tests {
         assert_eq!(soft("manxctl peer reset tor-a --soft"), Some(Soft::Both));
         assert_eq!(soft("manxctl peer reset tor-a --soft in"), Some(Soft::In));
         assert_eq!(soft("manxctl peer reset --soft=out tor-a"), Some(Soft::Out));
+    }
+
+    #[test]
+    fn a_delay_is_seconds_or_minutes() {
+        assert_eq!([seconds("0"), seconds("30s"), seconds("5m")], [Ok(0), Ok(30), Ok(300)]);
+        for odd in ["", "-1", "1h", "1.5", "2000m", "99999999999999999999m"] {
+            assert!(seconds(odd).is_err(), "{odd}");
+        }
     }
 
     #[test]

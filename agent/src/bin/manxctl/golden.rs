@@ -480,6 +480,21 @@ fn events_are_a_line_each() {
 }
 
 #[test]
+fn a_drain_says_how_far_it_has_come() {
+    let serving = NodeDrain { node: "n1".into(), peers: 2, established: 2, ..Default::default() };
+    let draining = NodeDrain {
+        phase: DrainPhase::Draining,
+        since: Some(NOW - 6),
+        until: Some(NOW + 24),
+        message: Some("new disks".into()),
+        ..serving.clone()
+    };
+    let drained = NodeDrain { phase: DrainPhase::Drained, until: None, established: 0, ..draining.clone() };
+    let text: String = [&serving, &draining, &drained].map(|d| d.text(&TABLE)).concat();
+    insta::assert_snapshot!(format!("{text}{}", serde_json::to_string_pretty(&draining).unwrap()));
+}
+
+#[test]
 fn ipam() {
     let ipam = Ipam {
         pools: vec![

@@ -18,10 +18,11 @@ mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
-use cli::{Cli, Command, ConfigCommand, PeerCommand, PolicyCommand, RouteCommand, Soft, Table};
+use cli::{Cli, Command, ConfigCommand, NodeCommand, PeerCommand, PolicyCommand, RouteCommand, Soft, Table};
 use client::{Client, Failure};
 use manx_agent::view::{self, paths};
 use output::{Exit, Printer};
@@ -50,6 +51,9 @@ fn main() -> ExitCode {
 
 async fn ask(cli: &Cli, command: &Command, printer: &Printer) -> Result<Exit, Failure> {
     let client = Client::new(&cli.run_dir);
+    if let Command::Node { command: NodeCommand::Drain { delay, message } } = command {
+        return drain(&client, delay.as_ref(), message.as_deref(), cli.watch, printer).await;
+    }
     let Some(every) = cli.watch.filter(|_| !matches!(command, Command::Watch { .. })) else {
         return ask_once(&client, command, printer).await;
     };
@@ -105,6 +109,9 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             let query = [("prefix", prefix.as_str())];
             printer.print(&client.get::<view::RouteExplanation>(paths::ROUTE_WHY, &query).await?)
         }
+        Command::Node { command: NodeCommand::Undrain } => {
+            printer.print(&client.post::<view::NodeDrain>(paths::NODE_UNDRAIN, &[]).await?)
+        }
         Command::Watch { only } => watch(client, only, printer).await,
         Command::Policy { command: PolicyCommand::For { target } } => {
             let query = [("target", target.as_str())];
@@ -116,9 +123,41 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
         }
         Command::Ipam => printer.print(&client.get::<view::Ipam>(paths::IPAM, &[]).await?),
         Command::Pods => printer.print(&client.get::<view::PodList>(paths::PODS, &[]).await?),
+        Command::Node { command: NodeCommand::Drain { .. } } => unreachable!("is done before"),
         Command::Config { .. } | Command::Completion { .. } | Command::Man => {
             unreachable!("these need no agent and are done before")
         }
+    }
+}
+
+/// Orders a drain once; with a watch, looks at it until the sessions have ended.
+async fn drain(
+    client: &Client,
+    delay: Option<&u64>,
+    message: Option<&str>,
+    watch: Option<Duration>,
+    printer: &Printer,
+) -> Result<Exit, Failure> {
+    let delay = delay.map(u64::to_string);
+    let mut query = Vec::new();
+    query.extend(delay.as_ref().map(|delay| ("delay", delay.as_str())));
+    query.extend(message.map(|message| ("message", message)));
+    let mut state: view::NodeDrain = client.post(paths::NODE_DRAIN, &query).await?;
+    let Some(every) = watch else { return printer.print(&state) };
+    loop {
+        printer.next_round();
+        printer.print(&state)?;
+        match state.phase {
+            view::DrainPhase::Drained if state.established == 0 => return Ok(Exit::Yes),
+            // Somebody has taken it back.
+            view::DrainPhase::Serving => return Ok(Exit::No),
+            view::DrainPhase::Draining | view::DrainPhase::Drained => {}
+        }
+        if printer.closed() {
+            return Ok(Exit::Yes);
+        }
+        tokio::time::sleep(every).await;
+        state = client.get(paths::NODE_DRAIN, &[]).await?;
     }
 }
 

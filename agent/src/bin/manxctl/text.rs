@@ -1,6 +1,8 @@
 //! Documents about one thing, in words: a line for each aspect, its name in front.
 
-use manx_agent::view::{Direction, FibState, Peer, PodPolicy, Route, RouteExplanation, RouteLookup, Status};
+use manx_agent::view::{
+    Direction, DrainPhase, FibState, NodeDrain, Peer, PodPolicy, Route, RouteExplanation, RouteLookup, Status,
+};
 
 use crate::output::{Exit, Show, Style};
 use crate::show::{age, as_path, dash, fib, printable, routes};
@@ -20,7 +22,12 @@ impl Show for Status {
         match &self.bgp {
             None => page.line("bgp", "not enabled"),
             Some(bgp) => {
-                let restarting = if bgp.restarting { ", restarting gracefully" } else { "" };
+                let restarting = match (bgp.drain, bgp.restarting) {
+                    (DrainPhase::Drained, _) => ", drained",
+                    (DrainPhase::Draining, _) => ", being drained",
+                    (DrainPhase::Serving, true) => ", restarting gracefully",
+                    (DrainPhase::Serving, false) => "",
+                };
                 page.line("bgp", format!(
                     "AS {}, router id {}: {} of {} peers Established, {} prefixes, {} of our own{restarting}",
                     known(bgp.asn.as_ref()),
@@ -302,6 +309,31 @@ impl Show for RouteExplanation {
 
     fn exit(&self) -> Exit {
         if self.paths.iter().any(|p| p.best) { Exit::Yes } else { Exit::No }
+    }
+}
+
+impl Show for NodeDrain {
+    fn text(&self, style: &Style) -> String {
+        let message = self.message.as_deref().unwrap_or("-");
+        let line = match self.phase {
+            DrainPhase::Serving => format!("serving, {} of {} sessions up", self.established, self.peers),
+            DrainPhase::Draining => format!(
+                "being drained: peers are asked to prefer other ways; {} sessions end in {}s ({message})",
+                self.established,
+                self.until.unwrap_or(style.now).saturating_sub(style.now)
+            ),
+            DrainPhase::Drained => format!(
+                "drained for {} ({message}): {} of {} sessions up; `manxctl node undrain` brings it back",
+                age(self.since, style.now),
+                self.established,
+                self.peers
+            ),
+        };
+        printable(&format!("{}: {line}", self.node)) + "\n"
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec![self.node.clone()]
     }
 }
 
