@@ -1,6 +1,9 @@
 //! Metrics for Prometheus, made from the rooms' own views at the moment of the scrape: nothing is counted twice, nothing
 //! can drift. No label ever holds a prefix or a pod.
 
+mod bgp;
+mod classic;
+
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
@@ -13,30 +16,45 @@ use prometheus_client::registry::Registry;
 
 use crate::api::server::Api;
 use crate::kernel;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PeerLabels {
-    peer: String,
-    asn: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PrefixLabels {
-    peer: String,
-    family: String,
-    stage: &'static str,
-}
+use crate::kernel::fib::FibStats;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
 
+/// How a scraper wants its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The text format of Prometheus, 0.0.4.
+    Classic,
+}
+
+impl Format {
+    /// By the `Accept` header: OpenMetrics where it is named, and where nothing is.
+    pub fn accepted(header: Option<&str>) -> Self {
+        match header {
+            Some(accept) if !accept.contains("openmetrics") && accept.contains("text/plain") => Self::Classic,
+            _ => Self::OpenMetrics,
+        }
+    }
+
+    /// For the answer's header.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
 /// The text of a scrape.
 ///
 /// # Errors
 /// The text could not be made; it is memory that failed then.
-pub async fn render(api: &Api) -> Result<String, fmt::Error> {
+pub async fn render(api: &Api, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("manx");
     let facts = api.facts.get();
     gauge(
@@ -45,47 +63,11 @@ pub async fn render(api: &Api) -> Result<String, fmt::Error> {
         "The source is not in sync, or an older version of it is in force",
         !facts.in_sync || facts.stale,
     );
-    if let Some(handle) = api.bgp.get()
-        && let Ok(peers) = handle.with(|speaker, now| speaker.peers(now)).await
-    {
-        let up = Family::<PeerLabels, Gauge>::default();
-        let prefixes = Family::<PrefixLabels, Gauge>::default();
-        for peer in &peers {
-            let labels = PeerLabels { peer: peer.name.clone(), asn: peer.remote_as.map_or(0, |a| a.0) };
-            up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
-            for family in &peer.families {
-                let stages = [
-                    ("received", family.received),
-                    ("accepted", family.accepted),
-                    ("filtered", family.filtered),
-                    ("advertised", family.advertised),
-                ];
-                for (stage, count) in stages {
-                    let labels =
-                        PrefixLabels { peer: peer.name.clone(), family: family.family.to_string(), stage };
-                    prefixes.get_or_create(&labels).set(count as i64);
-                }
-            }
-        }
-        registry.register("bgp_session_up", "1 when the session is Established", up);
-        registry.register("bgp_prefixes", "Prefixes by peer, family and stage", prefixes);
+    if let Some(handle) = api.bgp.get() {
+        bgp::register(&mut registry, handle).await;
     }
     if let Some(fib) = &api.fib {
-        let stats = fib.stats();
-        let routes = Family::<StateLabels, Gauge>::default();
-        let installed: usize = kernel::Family::BOTH.into_iter().map(|f| stats.installed(f)).sum();
-        for (state, count) in [("installed", installed), ("missing", stats.missing), ("queued", stats.queued)]
-        {
-            routes.get_or_create(&StateLabels { state }).set(count as i64);
-        }
-        registry.register("fib_routes", "Routes of ours in the kernel by state", routes);
-        let repairs = Counter::<u64, AtomicU64>::default();
-        repairs.inc_by(stats.repairs);
-        registry.register(
-            "fib_repairs",
-            "Routes put back after somebody else had removed or changed them",
-            repairs,
-        );
+        register_fib(&mut registry, &fib.stats());
     }
     if let Some(policy) = &api.policy
         && let Ok(Some((status, kernel))) = Api::ask_policy(policy, |e, k| (e.status(), k.clone())).await
@@ -103,11 +85,53 @@ pub async fn render(api: &Api) -> Result<String, fmt::Error> {
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;
-    Ok(text)
+    Ok(match format {
+        Format::OpenMetrics => text,
+        Format::Classic => classic::from_openmetrics(&text),
+    })
+}
+
+fn register_fib(registry: &mut Registry, stats: &FibStats) {
+    let routes = Family::<StateLabels, Gauge>::default();
+    let installed: usize = kernel::Family::BOTH.into_iter().map(|f| stats.installed(f)).sum();
+    for (state, count) in [("installed", installed), ("missing", stats.missing), ("queued", stats.queued)] {
+        routes.get_or_create(&StateLabels { state }).set(count as i64);
+    }
+    registry.register("fib_routes", "Routes of ours in the kernel by state", routes);
+    let counters = [
+        ("fib_repairs", "Routes put back after somebody else had removed or changed them", stats.repairs),
+        ("fib_reinstalled", "Routes put back after a link or an address took them along", stats.reinstalled),
+        ("fib_refusals", "Requests that the kernel refused", stats.refusals),
+        ("fib_resyncs", "Times that the kernel's table was read again", stats.resyncs),
+        ("fib_overruns", "Times that the kernel's notifications were lost", stats.overruns),
+    ];
+    for (name, help, value) in counters {
+        registry.register(name, help, counter(value));
+    }
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: impl TryInto<i64> + Copy) {
     let gauge = Gauge::<i64>::default();
     gauge.set(value.try_into().unwrap_or(i64::MAX));
     registry.register(name, help, gauge);
+}
+
+fn counter(value: u64) -> Counter<u64, AtomicU64> {
+    let counter = Counter::<u64, AtomicU64>::default();
+    counter.inc_by(value);
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scraper_gets_the_format_that_it_can_read() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+        assert_eq!(Format::accepted(Some(prometheus)), Format::OpenMetrics);
+        assert_eq!(Format::accepted(Some("text/plain")), Format::Classic);
+        assert_eq!(Format::accepted(Some("*/*")), Format::OpenMetrics);
+        assert_eq!(Format::accepted(None), Format::OpenMetrics);
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -62,12 +63,10 @@ async fn ready(State(health): State<Health>, Query(query): Query<Verbose>) -> Re
     (status, if ok { "ok\n".to_owned() } else { failed.concat() }).into_response()
 }
 
-async fn scrape(State(api): State<Arc<Api>>) -> Response {
-    match metrics::render(&api).await {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([("content-type", kind)], text).into_response()
-        }
+async fn scrape(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    let format = metrics::Format::accepted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
+    match metrics::render(&api, format).await {
+        Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
     }
 }

@@ -309,6 +309,12 @@ fn metrics_are_openmetrics_and_count_what_is_there() {
         "manx_bgp_session_up{peer=\"dead\",asn=\"65001\"} 0",
         "manx_bgp_prefixes{peer=\"tor\",family=\"ipv4\",stage=\"accepted\"} 1",
         "manx_fib_routes{state=\"installed\"} 3",
+        "manx_fib_repairs_total 0",
+        "manx_bgp_session_transitions_total{peer=\"tor\",to=\"Established\",reason=\"none\"} 1",
+        "manx_bgp_messages_total{peer=\"tor\",direction=\"received\",type=\"open\"} 1",
+        "manx_bgp_messages_total{peer=\"dead\",direction=\"sent\",type=\"open\"} 0",
+        "manx_bgp_loc_rib_prefixes{family=\"ipv6\"} 1",
+        "manx_node_drained 0",
         "manx_policy_endpoints 1",
         "manx_policy_endpoints_in_force 1",
         "manx_config_stale 0",
@@ -317,6 +323,47 @@ fn metrics_are_openmetrics_and_count_what_is_there() {
     }
     assert!(!text.contains("10.200.7.0"), "no label holds a prefix");
     assert!(node.http("/livez").unwrap().0.contains("200"));
+}
+
+#[test]
+fn promtool_finds_no_fault_with_the_metrics() {
+    let (node, _tor, _bird, _agent) = full();
+    // A NOTIFICATION, a flap and a repair, so that there is something of everything.
+    assert_eq!(node.manxctl(&["peer", "reset", "tor"]).code, 0);
+    eventually("down and up", || {
+        node.peer("tor")["flaps"] == 1 && node.peer("tor")["state"] == "Established"
+    });
+    eventually("learned", || node.net.route("10.200.7.0/24").is_some());
+    node.net.ip("route del 10.200.7.0/24 proto 77");
+    eventually("repaired", || node.net.route("10.200.7.0/24").is_some());
+    let text = node.scrape_as("text/plain");
+    for sample in [
+        "# TYPE manx_bgp_notifications_total counter",
+        "manx_bgp_notifications_total{direction=\"sent\",code=\"6\",subcode=\"4\"} 1",
+        "manx_bgp_session_transitions_total{peer=\"tor\",to=\"Idle\",reason=\"admin-reset\"} 1",
+        "# TYPE manx_bgp_session_up gauge",
+    ] {
+        assert!(text.contains(sample), "{sample} is not in:\n{text}");
+    }
+    for line in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+        let counter = line.ends_with(" counter");
+        let (name, _) = line.split_once(' ').unwrap();
+        assert_eq!(name.ends_with("_total"), counter, "{line}");
+    }
+    // Debian's package prometheus has it; where it is not installed, the format was looked at above all the same.
+    let Ok(mut promtool) = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+    else {
+        return;
+    };
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && words.trim().is_empty(), "{words}");
 }
 
 #[test]

@@ -483,6 +483,20 @@ impl Node {
         })
     }
 
+    /// The metrics for a scraper that accepts this.
+    pub(crate) fn scrape_as(&self, accept: &str) -> String {
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: manx\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        self.net.enter(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:9474").unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+        })
+    }
+
     /// The same on a socket of the run directory.
     pub(crate) fn ask(&self, socket: &str, method: &str, path: &str) -> (String, String) {
         let stream = UnixStream::connect(self.run_dir().join(socket)).unwrap();
