@@ -3,8 +3,8 @@
 //! Fairness: timers are looked at before every turn, and a turn reads at most one buffer from one connection and writes a
 //! few to one, so that neither a peer that floods nor one that takes everything keeps the others waiting.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +31,7 @@ use crate::session::TransportError;
 use crate::speaker::{
     ConnId, ConnectRequest, Effect, Endpoints, Secret, SocketOptions, Speaker, SpeakerConfig,
 };
+use crate::types::Prefix;
 
 /// Octets read from a connection in one turn.
 const READ_BUFFER: usize = 64 * 1024;
@@ -68,6 +69,8 @@ struct Driver {
     listeners: HashMap<SocketAddr, Listener>,
     /// What the sockets of each peer need, by its address.
     peers: HashMap<IpAddr, SocketOptions>,
+    /// And of those who come from a range, if they have none of their own.
+    ranges: BTreeMap<Prefix, SocketOptions>,
     ready: FuturesUnordered<Waiting>,
     outbox: Outbox,
     read_buffer: Box<[u8]>,
@@ -94,6 +97,7 @@ pub(super) async fn run(
         conns: HashMap::new(),
         listeners: HashMap::new(),
         peers: HashMap::new(),
+        ranges: BTreeMap::new(),
         ready: FuturesUnordered::new(),
         outbox: Outbox::default(),
         read_buffer: vec![0; READ_BUFFER].into_boxed_slice(),
@@ -198,6 +202,7 @@ impl Driver {
                 Effect::Close(id) => self.close(id),
                 Effect::Transmit(id) => self.transmit(id),
                 Effect::Listen(peer, options) => self.set_peer(peer, options),
+                Effect::ListenRange(range, options) => self.set_range(range, options),
                 Effect::ChangeKey(id, key) => self.change_key(id, &key),
                 Effect::TrackNextHop(hop) => self.outbox.track(hop),
                 Effect::UntrackNextHop(hop) => self.outbox.untrack(hop),
@@ -361,7 +366,7 @@ impl Driver {
 
     fn open_listener(&mut self, at: SocketAddr) {
         let Some(listener) = self.listeners.get_mut(&at) else { return };
-        match listener.open(&self.peers) {
+        match listener.open(&self.peers, &self.ranges) {
             Ok(local) => {
                 let unprotected = listener.unprotected.clone();
                 self.outbox
@@ -390,8 +395,8 @@ impl Driver {
         match result {
             Ok((stream, remote)) => {
                 // A stranger costs one look here; his socket closes as `stream` goes.
-                let unprotected = listener.unprotected.contains(&remote.ip());
-                if let Some(options) = self.peers.get(&remote.ip()).filter(|_| !unprotected) {
+                let unprotected = listener.is_unprotected(remote.ip());
+                if let Some(options) = self.options_of(remote.ip()).filter(|_| !unprotected) {
                     let prepared = dial::apply(SockRef::from(&stream), remote.is_ipv6(), options);
                     if let (Ok(()), Ok(local)) = (prepared, stream.local_addr()) {
                         self.accepted(stream, local, remote);
@@ -409,6 +414,13 @@ impl Driver {
                 self.ready.push(until(&listener.cancel, pause));
             }
         }
+    }
+
+    /// What the sockets of whoever is at that address need; `None`: a stranger.
+    fn options_of(&self, remote: IpAddr) -> Option<&SocketOptions> {
+        let covering = self.ranges.iter().filter(|(range, _)| range.contains_addr(remote));
+        let range = || covering.max_by_key(|(range, _)| range.len()).map(|(_, options)| options);
+        self.peers.get(&remote).or_else(range)
     }
 
     fn accepted(&mut self, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
@@ -430,7 +442,24 @@ impl Driver {
             None => self.peers.remove(&peer),
         };
         for listener in self.listeners.values() {
-            if let Err(reason) = listener.set_floor(&self.peers) {
+            if let Err(reason) = listener.set_floor(&self.peers, &self.ranges) {
+                self.outbox.listener(listener.address, Some(reason));
+            }
+        }
+    }
+
+    fn set_range(&mut self, range: Prefix, options: Option<SocketOptions>) {
+        for listener in self.listeners.values_mut() {
+            if let Err(reason) = listener.set_range(range, options.as_ref()) {
+                self.outbox.listener(listener.address, Some(reason));
+            }
+        }
+        match options {
+            Some(options) => self.ranges.insert(range, options),
+            None => self.ranges.remove(&range),
+        };
+        for listener in self.listeners.values() {
+            if let Err(reason) = listener.set_floor(&self.peers, &self.ranges) {
                 self.outbox.listener(listener.address, Some(reason));
             }
         }

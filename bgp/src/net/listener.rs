@@ -1,6 +1,6 @@
 //! Listening sockets: bound with the options that BGP needs, with words for what people get wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::{dial, sockopt};
 use crate::speaker::SocketOptions;
+use crate::types::Prefix;
 
 /// Connections that wait to be accepted, for the peers of a large rack at once.
 const BACKLOG: i32 = 512;
@@ -29,6 +30,8 @@ pub(super) struct Listener {
     pub(super) retry: Duration,
     /// Peers whose MD5 key could not be set here: what comes from them is not authenticated and must be refused.
     pub(super) unprotected: Vec<IpAddr>,
+    /// Ranges of which the same is true.
+    pub(super) unprotected_ranges: Vec<Prefix>,
 }
 
 impl Listener {
@@ -39,18 +42,27 @@ impl Listener {
             cancel: CancellationToken::new(),
             retry: FIRST_RETRY,
             unprotected: Vec::new(),
+            unprotected_ranges: Vec::new(),
         }
     }
 
     /// Binds, and sets the keys of all peers before anybody can connect. Gives the address, with the port that was found for 0.
-    pub(super) fn open(&mut self, peers: &HashMap<IpAddr, SocketOptions>) -> Result<SocketAddr, String> {
+    pub(super) fn open(
+        &mut self,
+        peers: &HashMap<IpAddr, SocketOptions>,
+        ranges: &BTreeMap<Prefix, SocketOptions>,
+    ) -> Result<SocketAddr, String> {
         let opened = bind(self.address).and_then(|socket| {
             self.unprotected.clear();
+            self.unprotected_ranges.clear();
             for (peer, options) in peers.iter().filter(|(_, options)| options.md5.is_some()) {
                 // A key that cannot be set concerns its peer alone.
                 let _ = self.protect(&socket, *peer, Some(options));
             }
-            self.floor(&socket, peers)?;
+            for (range, options) in ranges.iter().filter(|(_, options)| options.md5.is_some()) {
+                let _ = self.protect_range(&socket, *range, Some(options));
+            }
+            self.floor(&socket, peers, ranges)?;
             socket.listen(BACKLOG)?;
             let listener = TcpListener::from_std(socket.into())?;
             let local = listener.local_addr()?;
@@ -79,10 +91,25 @@ impl Listener {
         self.protect(&*socket, peer, options).map_err(|e| format!("TCP MD5 key for {peer}: {e}"))
     }
 
+    /// Sets or removes the MD5 key of a range on the open socket.
+    pub(super) fn set_range(&mut self, range: Prefix, options: Option<&SocketOptions>) -> Result<(), String> {
+        let Some(socket) = self.socket.clone() else { return Ok(()) };
+        self.protect_range(&*socket, range, options).map_err(|e| format!("TCP MD5 key for {range}: {e}"))
+    }
+
+    /// What comes from there must be authenticated and cannot be.
+    pub(super) fn is_unprotected(&self, remote: IpAddr) -> bool {
+        self.unprotected.contains(&remote) || self.unprotected_ranges.iter().any(|r| r.contains_addr(remote))
+    }
+
     /// Sets the minimum TTL of the open socket.
-    pub(super) fn set_floor(&self, peers: &HashMap<IpAddr, SocketOptions>) -> Result<(), String> {
+    pub(super) fn set_floor(
+        &self,
+        peers: &HashMap<IpAddr, SocketOptions>,
+        ranges: &BTreeMap<Prefix, SocketOptions>,
+    ) -> Result<(), String> {
         let Some(socket) = &self.socket else { return Ok(()) };
-        self.floor(&**socket, peers).map_err(|e| format!("minimum TTL: {e}"))
+        self.floor(&**socket, peers, ranges).map_err(|e| format!("minimum TTL: {e}"))
     }
 
     /// Where all peers of the family use GTSM, the listener does so too: what arrives before a connection is accepted, and
@@ -91,10 +118,13 @@ impl Listener {
         &self,
         socket: &impl std::os::fd::AsFd,
         peers: &HashMap<IpAddr, SocketOptions>,
+        ranges: &BTreeMap<Prefix, SocketOptions>,
     ) -> io::Result<()> {
         let ipv6 = self.address.is_ipv6();
-        let same_family = peers.iter().filter(|(peer, _)| peer.is_ipv6() == ipv6);
-        let lowest = same_family.map(|(_, options)| options.min_ttl.unwrap_or(0)).min();
+        let same_family = peers.iter().filter(|(peer, _)| peer.is_ipv6() == ipv6).map(|(_, options)| options);
+        let in_ranges = ranges.iter().filter(|(range, _)| range.addr().is_ipv6() == ipv6);
+        let all = same_family.chain(in_ranges.map(|(_, options)| options));
+        let lowest = all.map(|options| options.min_ttl.unwrap_or(0)).min();
         sockopt::set_min_ttl(socket, ipv6, lowest.unwrap_or(0))
     }
 
@@ -119,6 +149,29 @@ impl Listener {
                 self.unprotected.push(peer);
                 Err(e)
             }
+        }
+    }
+}
+
+impl Listener {
+    fn protect_range(
+        &mut self,
+        socket: &impl std::os::fd::AsFd,
+        range: Prefix,
+        options: Option<&SocketOptions>,
+    ) -> io::Result<()> {
+        self.unprotected_ranges.retain(|r| *r != range);
+        if range.addr().is_ipv6() != self.address.is_ipv6() {
+            return Ok(());
+        }
+        let key = options.and_then(|o| o.md5.as_ref());
+        match sockopt::set_md5(socket, range.addr(), Some(range.len()), key.map(|k| k.0.as_slice())) {
+            Err(e) if key.is_none() && e.kind() == io::ErrorKind::Unsupported => Ok(()),
+            Err(e) if key.is_some() => {
+                self.unprotected_ranges.push(range);
+                Err(e)
+            }
+            result => result,
         }
     }
 }

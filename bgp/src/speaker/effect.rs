@@ -76,6 +76,8 @@ pub enum Effect {
     Transmit(ConnId),
     /// Options that listeners need for this remote address (TCP MD5 lives on the listener); `None` takes them away.
     Listen(IpAddr, Option<SocketOptions>),
+    /// The same for all addresses of a range that have no options of their own.
+    ListenRange(Prefix, Option<SocketOptions>),
     /// The TCP MD5 key of an open connection is another one from now on (RFC 2385 4.5). What the peer signs with the old one
     /// is dropped and comes again, so that the session lasts if the peer follows within the hold time.
     ChangeKey(ConnId, Secret),

@@ -30,7 +30,11 @@ const MAX_CLOSING: usize = 4;
 impl Speaker {
     /// A connection came in. `None`: nobody is configured at that address, or the peer refuses it now; close it.
     pub fn accepted(&mut self, now: Instant, endpoints: Endpoints) -> Option<ConnId> {
-        let id = *self.by_address.get(&canonical(endpoints.remote.ip()))?;
+        let remote = canonical(endpoints.remote.ip());
+        let id = match self.by_address.get(&remote) {
+            Some(id) => *id,
+            None => self.welcome(now, remote)?,
+        };
         // The session answers with an OPEN, for which the connection has to be known.
         let next = ConnId(self.next_conn + 1);
         self.conns.insert(next, Conn::new(id, Some(endpoints)));
@@ -246,6 +250,7 @@ impl Speaker {
             self.apply(now, id, output);
         }
         self.scratch = out;
+        self.note_presence(now, id);
         self.schedule(id);
         Some(result)
     }

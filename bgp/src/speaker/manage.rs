@@ -27,6 +27,9 @@ impl Speaker {
         }
         let reflects_differently = old.cluster_id != self.config.cluster_id;
         self.rib.set_identity(identity(&self.config));
+        if old.asn != self.config.asn {
+            self.tell_ranges();
+        }
         for id in self.peer_ids() {
             let settings = self.settings_of(self.peer(id).expect("named peers exist"));
             let peer = self.peers[id as usize].as_mut().expect("named peers exist");

@@ -26,6 +26,7 @@ mod history;
 mod input;
 mod manage;
 mod peer;
+mod ranges;
 mod refresh;
 mod restart;
 mod show;
@@ -38,6 +39,8 @@ pub use effect::*;
 use history::{NotificationCounts, Retired};
 use input::canonical;
 use peer::{Conn, Peer};
+use ranges::Range;
+pub use ranges::{PeerRange, RangeView};
 use restart::Restart;
 pub use view::*;
 
@@ -49,6 +52,8 @@ pub struct Speaker {
     peers: Vec<Option<Peer>>,
     by_name: BTreeMap<String, u32>,
     by_address: FxHashMap<IpAddr, u32>,
+    /// By name: where peers may come from that nobody has named.
+    ranges: BTreeMap<String, Range>,
     conns: FxHashMap<ConnId, Conn>,
     next_conn: u64,
     jitter: Jitter,
@@ -103,6 +108,7 @@ impl Speaker {
             peers: vec![None],
             by_name: BTreeMap::new(),
             by_address: FxHashMap::default(),
+            ranges: BTreeMap::new(),
             conns: FxHashMap::default(),
             next_conn: 0,
             effects: VecDeque::new(),
@@ -258,6 +264,7 @@ impl Speaker {
                 self.expire_helping(now, id);
                 self.expire_refreshes(now, id);
                 self.drive(now, id, |session, cx| session.handle_timeout(cx));
+                self.forget_absent(now, id);
             }
         }
         self.check_drain(now);

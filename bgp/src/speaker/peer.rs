@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use crate::session::{Cause, Negotiated, Reason, Session};
 use crate::speaker::helper::Helping;
 use crate::speaker::history::{DISABLED, History};
+use crate::speaker::ranges::Membership;
 use crate::speaker::refresh::Refreshing;
 use crate::speaker::{ConnId, Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
 use crate::types::{Asn, PeerType, PerFamily};
@@ -36,6 +37,8 @@ pub(super) struct Peer {
     /// On the session that is up, people know of refused prefixes beyond the limit.
     pub(super) limit_told: PerFamily<bool>,
     pub(super) refreshing: Refreshing,
+    /// It came from a range.
+    pub(super) member: Option<Membership>,
     pub(super) messages: MessagesView,
     pub(super) history: History,
     /// Connections that `Effect::Close` has named and whose last words were not fetched yet, or were.
@@ -67,6 +70,7 @@ impl Peer {
             helping: None,
             limit_told: PerFamily::both(false),
             refreshing: PerFamily::both(None),
+            member: None,
             messages: MessagesView::default(),
             history: History::new(),
             closing: VecDeque::new(),
@@ -104,36 +108,51 @@ impl Peer {
         }
     }
 
-    /// Internal or external. The configuration tells, since an OPEN that disagrees with it is refused.
+    /// Internal or external.
     pub(super) fn peer_type(&self, speaker_as: Asn) -> PeerType {
-        match self.config.remote_as {
-            RemoteAs::Internal => PeerType::Internal,
-            RemoteAs::External => PeerType::External,
-            RemoteAs::Asn(asn) if asn == self.config.local_as.unwrap_or(speaker_as) => PeerType::Internal,
-            RemoteAs::Asn(_) => PeerType::External,
-        }
+        peer_type(&self.config, speaker_as)
     }
 
-    /// What its sockets need (RFC 4271 leaves TTLs open; external peers are taken to be one hop away unless configured
-    /// otherwise, internal ones anywhere).
+    /// What its sockets need.
     pub(super) fn socket_options(&self, speaker_as: Asn) -> SocketOptions {
-        let external = self.peer_type(speaker_as) == PeerType::External;
-        let (ttl, min_ttl) = match (self.config.ttl_security, self.config.ebgp_multihop) {
-            // RFC 5082 3, trap 25: 255 out, and nothing that a router has touched comes in; n hops may take n - 1 off.
-            (true, hops) => (Some(255), Some(255 - hops.unwrap_or(1).saturating_sub(1))),
-            (false, Some(hops)) if external => (Some(hops), None),
-            (false, None) if external => (Some(1), None),
-            (false, _) => (None, None),
-        };
-        SocketOptions { md5: self.config.password.clone(), ttl, min_ttl }
+        socket_options(&self.config, speaker_as)
+    }
+
+    /// When a peer of a range that has gone and left no routes is forgotten.
+    pub(super) fn leaving_at(&self) -> Option<Instant> {
+        self.member.as_ref().and_then(|m| m.leaves).filter(|_| self.helping.is_none())
     }
 
     /// The earliest of its timers.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let helping = self.helping.as_ref().and_then(Helping::deadline);
         let refreshing = [self.refreshing.ipv4, self.refreshing.ipv6].into_iter().flatten();
-        self.session.deadline().into_iter().chain(helping).chain(refreshing).min()
+        self.session.deadline().into_iter().chain(helping).chain(refreshing).chain(self.leaving_at()).min()
     }
+}
+
+/// Internal or external. The configuration tells, since an OPEN that disagrees with it is refused.
+fn peer_type(config: &PeerConfig, speaker_as: Asn) -> PeerType {
+    match config.remote_as {
+        RemoteAs::Internal => PeerType::Internal,
+        RemoteAs::External => PeerType::External,
+        RemoteAs::Asn(asn) if asn == config.local_as.unwrap_or(speaker_as) => PeerType::Internal,
+        RemoteAs::Asn(_) => PeerType::External,
+    }
+}
+
+/// What the sockets of such a peer need (RFC 4271 leaves TTLs open; external peers are taken to be one hop away unless
+/// configured otherwise, internal ones anywhere).
+pub(super) fn socket_options(config: &PeerConfig, speaker_as: Asn) -> SocketOptions {
+    let external = peer_type(config, speaker_as) == PeerType::External;
+    let (ttl, min_ttl) = match (config.ttl_security, config.ebgp_multihop) {
+        // RFC 5082 3, trap 25: 255 out, and nothing that a router has touched comes in; n hops may take n - 1 off.
+        (true, hops) => (Some(255), Some(255 - hops.unwrap_or(1).saturating_sub(1))),
+        (false, Some(hops)) if external => (Some(hops), None),
+        (false, None) if external => (Some(1), None),
+        (false, _) => (None, None),
+    };
+    SocketOptions { md5: config.password.clone(), ttl, min_ttl }
 }
 
 /// A connection or a dial.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use manx_bgp::net::sockopt::{set_md5, set_min_ttl};
-use manx_bgp::speaker::{PeerConfig, Secret};
+use manx_bgp::speaker::{PeerConfig, PeerRange, RemoteAs, Secret};
 use socket2::{Domain, Socket, Type};
 use tokio::time::timeout;
 
@@ -78,6 +78,49 @@ async fn a_changed_key_holds_for_the_next_connection_and_a_removed_one_for_none(
     assert_eq!((notification.code, notification.subcode), (6, 6), "other configuration change");
     node.peer_enters("Active").await;
     RawPeer::connect(84, node.listens).await.establish(90).await;
+}
+
+/// Two peers from the range with its key; one without it and one from outside are not answered.
+#[tokio::test]
+async fn peers_come_from_a_listen_range_with_its_key() {
+    if !kernel_has_md5() {
+        return;
+    }
+    let node = Node::start(110).await;
+    let template = with_key(PeerConfig::new("any", loopback(0), RemoteAs::External), "range");
+    let range = PeerRange { name: "rack".into(), range: prefix("127.0.0.112/29"), max_peers: 8, template };
+    node.handle.with(move |s, now| s.set_range(now, range)).await.unwrap();
+    let mut sessions = Vec::new();
+    for n in [112, 113] {
+        let socket = socket(n);
+        set_md5(&socket, node.listens.ip(), None, Some(b"range")).unwrap();
+        let mut raw = RawPeer::connect_with(n, socket, node.listens).await.unwrap();
+        raw.establish(90).await;
+        sessions.push(raw);
+    }
+    let bare = timeout(NOTHING_HAPPENS, RawPeer::connect_with(114, socket(114), node.listens)).await;
+    assert!(bare.is_err(), "no key, no answer");
+    let mut outside = RawPeer::connect(111, node.listens).await;
+    assert_eq!(outside.message().await, None, "the range ends before it");
+    let names = node.handle.with(|s, now| s.peers(now).into_iter().map(|v| v.name).collect::<Vec<_>>()).await;
+    assert_eq!(names.unwrap(), ["rack@127.0.0.112", "rack@127.0.0.113"]);
+    // Another key for the range is one for the sessions that it has.
+    node.handle
+        .with(|s, now| {
+            let template = with_key(PeerConfig::new("any", loopback(0), RemoteAs::External), "new");
+            let range =
+                PeerRange { name: "rack".into(), range: prefix("127.0.0.112/29"), max_peers: 8, template };
+            s.set_range(now, range);
+        })
+        .await
+        .unwrap();
+    for raw in &mut sessions {
+        set_md5(&raw.stream, node.listens.ip(), None, Some(b"new")).unwrap();
+    }
+    node.originate([prefix("20.1.0.0/24")]).await;
+    for raw in &mut sessions {
+        assert_eq!(raw.update().await.reach[0].nlri[0].prefix, prefix("20.1.0.0/24"));
+    }
 }
 
 /// The session lasts while one side has the new key and the other the old one, and what is said then arrives after.

@@ -110,6 +110,7 @@ pub(crate) struct Bench {
     pub(crate) dials: VecDeque<(ConnId, ConnectRequest)>,
     pub(crate) closed: Vec<ConnId>,
     pub(crate) facts: Vec<PeerFact>,
+    pub(crate) listening_ranges: BTreeMap<Prefix, SocketOptions>,
     pub(crate) changed_keys: Vec<(ConnId, Secret)>,
     pub(crate) listening: BTreeMap<IpAddr, SocketOptions>,
     pub(crate) fib: BTreeMap<Prefix, Vec<IpAddr>>,
@@ -142,6 +143,7 @@ impl Bench {
             dials: VecDeque::new(),
             closed: Vec::new(),
             facts: Vec::new(),
+            listening_ranges: BTreeMap::new(),
             changed_keys: Vec::new(),
             listening: BTreeMap::new(),
             fib: BTreeMap::new(),
@@ -188,6 +190,12 @@ impl Bench {
                         self.listening.insert(addr, options);
                     }
                     Effect::ChangeKey(conn, key) => self.changed_keys.push((conn, key)),
+                    Effect::ListenRange(range, Some(options)) => {
+                        self.listening_ranges.insert(range, options);
+                    }
+                    Effect::ListenRange(range, None) => {
+                        self.listening_ranges.remove(&range);
+                    }
                     Effect::Listen(addr, None) => {
                         self.listening.remove(&addr);
                     }

@@ -13,6 +13,7 @@ mod long_lived;
 mod net;
 mod notification;
 mod properties;
+mod ranges;
 mod refresh;
 mod restart;
 mod routes;

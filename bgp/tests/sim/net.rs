@@ -286,7 +286,10 @@ impl Net {
                 node.renewed = renewed;
             }
             Effect::Peer(fact) => self.nodes[n].flaps += u64::from(fact.from == "Established"),
-            Effect::UntrackNextHop(_) | Effect::Listen(..) | Effect::ChangeKey(..) => {}
+            Effect::UntrackNextHop(_)
+            | Effect::Listen(..)
+            | Effect::ListenRange(..)
+            | Effect::ChangeKey(..) => {}
         }
     }
 
