@@ -1,5 +1,5 @@
-//! The agent is killed with SIGKILL under running traffic: no packet is lost, and the next agent finds its tables right and
-//! leaves them alone.
+//! The agent is killed with SIGKILL under running traffic, and its successor as well while the peers still help: no packet is
+//! lost, the next agent finds its tables right and leaves them alone, and the spine behind the ToRs hears of nothing.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,15 @@ use crate::probe::PORTS;
 use crate::probe::stream::{TcpFlow, UdpStream};
 use crate::process::Process;
 use crate::report::{Ms, Report};
+use crate::routers::bird::Bird;
 use crate::wait;
 
 const NODE: &str = "node-2";
 const PACE: Duration = Duration::from_millis(4);
 /// How long the node is without its agent, and how long the next one is watched once it is ready.
 const APART: Duration = Duration::from_secs(3);
+/// BIRD's counter of withdrawals that it has received.
+const WITHDRAWALS: &str = "Import withdraws";
 
 /// See the module.
 ///
@@ -42,6 +45,8 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
 
     let node = lab.netns(NODE);
     let before = Snapshot::take(&node)?;
+    let spine = Bird::new(lab.netns("spine"), lab.dir().join("spine"));
+    let withdrawn = spine.count("", WITHDRAWALS)?;
     let monitors: Vec<RouteMonitor> = [NODE, "tor-a", "tor-b", "spine"]
         .into_iter()
         .map(|machine| RouteMonitor::start(machine, &lab.netns(machine), &lab.dir()))
@@ -57,17 +62,24 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
         describe(&before, &differences),
     );
 
-    lab.start_agent(NODE)?;
-    let back =
-        wait::until(routing::CONVERGED, || lab.agents[NODE].ready().and_then(|()| established_again(lab)));
-    report.check(
-        "the next agent is ready and its sessions are Established",
-        back.is_ok(),
-        match &back {
-            Ok(((), took)) => format!("after {}", Ms(*took)),
-            Err(error) => format!("{error:#}"),
-        },
-    );
+    // The first successor dies within the peers' restart time: what it has not swept must outlive it, too.
+    for (agent, outlived) in [("the next agent", false), ("the one after it", true)] {
+        lab.start_agent(NODE)?;
+        let back = wait::until(routing::CONVERGED, || {
+            lab.agents[NODE].ready().and_then(|()| established_again(lab))
+        });
+        report.check(
+            &format!("{agent} is ready and its sessions are Established"),
+            back.is_ok(),
+            match &back {
+                Ok(((), took)) => format!("after {}", Ms(*took)),
+                Err(error) => format!("{error:#}"),
+            },
+        );
+        if !outlived {
+            lab.processes[NODE].end(Signal::SIGKILL)?;
+        }
+    }
     // Whatever it would sweep or rewrite, it does soon after it has heard from all its peers.
     std::thread::sleep(APART);
 
@@ -110,6 +122,12 @@ pub fn check(lab: &mut Lab, report: &mut Report) -> Result<()> {
             None => format!("{} rules kept their counters and handles", before.rules.len()),
             Some(rule) => format!("{} rules, first {rule}", rewritten.len()),
         },
+    );
+    let heard = spine.count("", WITHDRAWALS)? - withdrawn;
+    report.check(
+        "the spine, a third router, has received no withdrawal",
+        heard == 0,
+        format_args!("{heard} by BIRD's counters, {withdrawn} before"),
     );
     for monitor in monitors {
         let machine = monitor.machine;

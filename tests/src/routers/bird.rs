@@ -78,6 +78,15 @@ impl Bird {
         command::output(command::words("birdc -s").arg(self.socket()).arg(order))
     }
 
+    /// A counter of `show protocols all`, such as `Import withdraws`, as received: the sum over the families of one protocol, or
+    /// of all where `protocol` is empty.
+    ///
+    /// # Errors
+    /// When BIRD does not answer, or has no such counter.
+    pub fn count(&self, protocol: &str, name: &str) -> Result<u64> {
+        count(&self.ask(&format!("show protocols all {protocol}"))?, name)
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.join("bird.ctl")
     }
@@ -115,6 +124,19 @@ impl Router for Bird {
             .map(|l| format!("{l}\n"))
             .collect())
     }
+}
+
+/// Adds up a counter of `show protocols all`: the first number behind its name.
+fn count(protocols: &str, name: &str) -> Result<u64> {
+    let rest = |line: &str| Some(line.trim().strip_prefix(name)?.strip_prefix(':')?.trim().to_owned());
+    let counts: Vec<String> = protocols.lines().filter_map(rest).collect();
+    if counts.is_empty() {
+        bail!("BIRD has no counter {name:?}: {protocols}");
+    }
+    let first =
+        |counts: &String| counts.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    let sum: Option<u64> = counts.iter().map(first).sum();
+    sum.with_context(|| format!("{name} of BIRD are no numbers: {counts:?}"))
 }
 
 /// Reads `show protocols all`.

@@ -26,14 +26,7 @@ fn manx() -> IpAddr {
 
 /// Withdrawals that a BIRD has received, over all sessions and families.
 fn withdrawals(bird: &Far) -> u64 {
-    count(bird, "", "Import withdraws:")
-}
-
-/// A counter of what a BIRD has received, over all families of one session or of all.
-fn count(bird: &Far, session: &str, name: &str) -> u64 {
-    let text = bird.bird().ask(&format!("show protocols all {session}")).unwrap();
-    let counts = text.lines().filter_map(|l| l.trim().strip_prefix(name));
-    counts.map(|c| c.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum()
+    bird.bird().count("", "Import withdraws").unwrap()
 }
 
 /// A node with two ToRs, and a spine behind them.
@@ -124,7 +117,7 @@ fn a_silent_restart_of_ours_is_not_seen_behind_the_tors() {
     drop(node);
     fabric.hold_ours(true);
     // The first successor dies before its time: it has told its own routes and still waits for a peer that is not there.
-    let updates = || count(&fabric.bird, "s0", "Import updates:");
+    let updates = || fabric.bird.bird().count("s0", "Import updates").unwrap();
     let told_before = updates();
     let node = fabric.node(true, &OURS);
     node.set_peer(peer(5, Over::V4, 65050));
