@@ -103,18 +103,15 @@ fn run(cli: &Cli) -> Result<()> {
         }
         measure(&run, usual)?;
         if cli.routes.is_none() {
-            let patient = |kind: &Kind| cli.full || matches!(kind, Kind::Manx | Kind::Bird);
-            let kinds = run.kinds.iter().copied().filter(patient).collect();
-            measure(&Run { kinds, ..run.clone() }, MANY)?;
+            let quick = |kind| matches!(kind, Kind::Manx | Kind::Bird);
+            measure(&run.only(|kind| cli.full || quick(kind)), MANY)?;
         }
     }
     if chosen(What::NextHops) {
         bench::bgp::next_hops(&run, usual)?;
     }
     if chosen(What::Sessions) {
-        let patient = |kind: &Kind| cli.full || *kind != Kind::Gobgp;
-        let kinds = run.kinds.iter().copied().filter(patient).collect();
-        bench::bgp::sessions(&Run { kinds, ..run.clone() })?;
+        bench::bgp::sessions(&run.only(|kind| cli.full || kind != Kind::Gobgp))?;
     }
     if chosen(What::Cni) {
         bench::cni::run(&prefix, &bin_dir, cli.rounds, cli.pods)?;

@@ -198,6 +198,12 @@ pub fn small(run: &Run) -> Result<()> {
 }
 
 impl Run {
+    /// The same with only some of those who take part.
+    pub fn only(&self, takes_part: impl Fn(Kind) -> bool) -> Self {
+        let kinds = self.kinds.iter().copied().filter(|kind| takes_part(*kind)).collect();
+        Self { kinds, ..self.clone() }
+    }
+
     /// Gives each its turn in each round, in an order that changes from round to round.
     fn each(&self, mut turn: impl FnMut(Kind, &Stand<'_>) -> Result<()>) -> Result<()> {
         let kinds: Vec<_> = self.kinds.iter().copied().map(Some).collect();
