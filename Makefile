@@ -33,9 +33,9 @@ test: build ## every test: unit, property, kernel, lab
 check: ## formatting, lints, documentation, licences
 	@hack/check
 
-bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds
+bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds; FULL=1 with those that take minutes
 	cargo build --release --locked --package manx-tests --bin manx-bench
-	$(RELEASE)/manx-bench
+	$(RELEASE)/manx-bench $(if $(FULL),--full)
 
 interop: deps ## sessions with BIRD, FRR, GoBGP and OpenBGPD in namespaces of their own
 	cargo test --locked --package manx-tests --test interop -- --test-threads 3
@@ -46,6 +46,5 @@ FUZZ_SECONDS ?= 60
 fuzz: ## fuzz every wire decoder, FUZZ_SECONDS (60) each
 	@for target in $(FUZZ_TARGETS); do fuzz/run.sh $$target $(FUZZ_SECONDS) || exit 1; done
 
-soak: ## the long versions of what `test` samples: 20,000 cases a property, ten minutes a fuzz target
-	PROPTEST_CASES=20000 cargo test --release --locked --package manx-bgp --package manx-policy --package manx-cni --package manx-agent
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+soak: build ## the long versions of what `test` samples; prints to docs/soak.txt as well
+	@hack/soak
