@@ -122,6 +122,9 @@ pub struct Options {
     /// Packet mark bits that Manx may use: at least four.
     #[arg(long, env = "MANX_MARK_MASK", default_value = "0x0f000000", value_parser = mark_mask, value_name = "MASK")]
     pub mark_mask: u32,
+    /// Log no drops to NFLOG group 77: for a kernel without nfnetlink_log.
+    #[arg(long, env = "MANX_NO_DROP_LOG")]
+    pub no_drop_log: bool,
     /// First letters of the names of pod interfaces on the host.
     #[arg(long, env = "MANX_POD_INTERFACE_PREFIX", default_value = "manx", value_parser = interface_prefix, value_name = "PREFIX")]
     pub pod_interface_prefix: String,

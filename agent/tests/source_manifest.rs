@@ -166,8 +166,9 @@ fn kinds_that_do_not_concern_us_are_passed_over_in_silence() {
 #[rstest]
 #[case("manx.dev/v1alpha1", "BGPPear", "not known to this version")]
 #[case("manx.dev/v1", "BGPPeer", "not known to this version")]
-#[case("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "does not enforce")]
-#[case("projectcalico.org/v3", "GlobalNetworkPolicy", "does not enforce")]
+#[case("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "does not enforce")]
+#[case("projectcalico.org/v3", "StagedNetworkPolicy", "does not enforce")]
+#[case("cilium.io/v2", "CiliumNetworkPolicy", "does not enforce")]
 #[case("projectcalico.org/v3", "BGPPeer", "write it as manx.dev/v1alpha1")]
 fn what_would_concern_us_and_is_not_known_is_told(
     #[case] api_version: &str,
@@ -311,7 +312,7 @@ fn a_policy_that_cannot_be_understood_stays_and_closes() {
          podSelector: {}\n  ingress:\n  - ports:\n    - {port: 80, endPort: 79}\n  - {}\n",
     )
     .unwrap();
-    let Object::NetworkPolicy(policy) = &*found.objects[0].object else { panic!("a policy") };
+    let Object::Policy(policy) = &*found.objects[0].object else { panic!("a policy") };
     let refused: Vec<_> = policy.ingress.as_ref().unwrap().iter().map(|r| r.refused).collect();
     assert_eq!(refused, [true, false]);
     let Note { line, object, reason } = &found.notes[0];
@@ -333,7 +334,7 @@ fn a_misspelt_field_of_a_policy_opens_nothing(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: web, namespace: shop}}\nspec:\n{spec}"
     ))
     .unwrap();
-    let Object::NetworkPolicy(policy) = &*found.objects[0].object else { panic!("a policy") };
+    let Object::Policy(policy) = &*found.objects[0].object else { panic!("a policy") };
     let got: Vec<_> = policy.ingress.as_ref().unwrap().iter().map(|r| r.refused).collect();
     assert_eq!(got, refused);
     assert_eq!(found.notes.len(), 1);
@@ -342,13 +343,66 @@ fn a_misspelt_field_of_a_policy_opens_nothing(
     assert_eq!(policy.problems.len(), 1);
 }
 
+#[rstest]
+#[case(
+    "policy.networking.k8s.io/v1alpha2",
+    "ClusterNetworkPolicy",
+    "{tier: Admin, priority: 1, subject: {namespaces: {}}}",
+    Kind::ClusterNetworkPolicy
+)]
+#[case("projectcalico.org/v3", "NetworkPolicy", "{order: 10, selector: all()}", Kind::CalicoNetworkPolicy)]
+#[case(
+    "crd.projectcalico.org/v1",
+    "GlobalNetworkPolicy",
+    "{order: 10.5, performanceHints: [AssumeNeededOnEveryNode]}",
+    Kind::CalicoGlobalNetworkPolicy
+)]
+#[case("projectcalico.org/v3", "NetworkSet", "{nets: [10.0.0.0/8]}", Kind::NetworkSet)]
+#[case("projectcalico.org/v3", "GlobalNetworkSet", "{nets: [10.0.0.1]}", Kind::GlobalNetworkSet)]
+#[case("v1", "ServiceAccount", "{}", Kind::ServiceAccount)]
+fn policies_of_every_kind_are_read_and_mean_something_to_the_engine(
+    #[case] api_version: &str,
+    #[case] kind: &str,
+    #[case] spec: &str,
+    #[case] expected: Kind,
+) {
+    let spec = if spec == "{}" { String::new() } else { format!("spec: {spec}\n") };
+    let found =
+        parse(&format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\n{spec}")).unwrap();
+    assert_eq!(found.notes, []);
+    let key = &found.objects[0].key;
+    assert_eq!((key.kind, key.name.as_str()), (expected, "x"));
+    assert_eq!(key.namespace, if expected.namespaced() { "default" } else { "" });
+    assert!(manx_agent::desired::policy::update(&found.objects[0].object).is_some());
+    assert!(manx_agent::desired::policy::removal(key).is_some());
+}
+
+#[rstest]
+#[case::cluster(
+    "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: x}\nspec:\n  tier: Admin\n  \
+     priority: 1\n  subject: {namespaces: {}}\n  ingress:\n  - action: Accept\n    from: [{namespaces: {}}]\n    \
+     protocol: [{tcp: {}}]\n",
+    11
+)]
+#[case::calico(
+    "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: x}\nspec:\n  selector: all()\n  ingress:\n  \
+     - action: Allow\n    sources: {nets: [10.0.0.0/8]}\n",
+    8
+)]
+fn a_misspelt_field_of_another_kind_of_policy_opens_nothing(#[case] text: &str, #[case] line: u32) {
+    let found = parse(text).unwrap();
+    let Object::Policy(policy) = &*found.objects[0].object else { panic!("a policy") };
+    assert!(policy.ingress.as_ref().unwrap()[0].refused);
+    assert_eq!(found.notes[0].line, Some(line), "{:?}", found.notes);
+}
+
 #[test]
 fn a_misspelt_section_isolates_both_directions() {
     let found = parse(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec:\n  podSelector: {}\n  egres: []\n",
     )
     .unwrap();
-    let Object::NetworkPolicy(policy) = &*found.objects[0].object else { panic!("a policy") };
+    let Object::Policy(policy) = &*found.objects[0].object else { panic!("a policy") };
     assert_eq!((policy.ingress.as_deref(), policy.egress.as_deref()), (Some(&[][..]), Some(&[][..])));
 }
 

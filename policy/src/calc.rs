@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use crate::grants::{SetKey, sets_of};
 use crate::ir::Member;
 use crate::members::Members;
 use crate::model::{
-    Addresses, Direction, EndpointId, Labels, NamedPort, NamespaceScope, PodId, Policy, PolicyId, Str, Tier,
-    Update,
+    Addresses, Direction, EndpointId, Entity, Labels, NamedPort, NamespaceScope, Order, PodId, Policy,
+    PolicyId, Str, Tier, Update,
 };
 use crate::names::is_interface_name;
 use crate::state::{Owner, State, claimed_pod};
@@ -38,15 +40,34 @@ pub enum Access {
     /// These policies speak, in the order in which they are asked.
     Open {
         /// To the pod.
-        ingress: Vec<PolicyId>,
+        ingress: Vec<Governing>,
         /// From the pod.
-        egress: Vec<PolicyId>,
+        egress: Vec<Governing>,
     },
+}
+
+/// A policy in its place among those of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Governing {
+    /// Where it is asked.
+    pub tier: Tier,
+    /// Where in that tier.
+    pub order: Order,
+    /// Which.
+    pub id: PolicyId,
+    /// Counted, not enforced.
+    pub staged: bool,
+}
+
+impl Governing {
+    fn new(policy: &Policy) -> Self {
+        Governing { tier: policy.tier, order: policy.order, id: policy.id.clone(), staged: policy.staged }
+    }
 }
 
 impl Access {
     /// The policies of a direction; none for a closed endpoint.
-    pub fn policies(&self, direction: Direction) -> &[PolicyId] {
+    pub fn policies(&self, direction: Direction) -> &[Governing] {
         match (self, direction) {
             (Access::Closed(_), _) => &[],
             (Access::Open { ingress, .. }, Direction::Ingress) => ingress,
@@ -54,9 +75,14 @@ impl Access {
         }
     }
 
-    /// A NetworkPolicy isolates it in this direction.
+    /// Some policy of whatever tier is enforced in this direction.
     pub fn isolated(&self, direction: Direction) -> bool {
-        self.policies(direction).iter().any(|policy| policy.tier == Tier::NetworkPolicy)
+        self.enforced(direction).next().is_some()
+    }
+
+    /// Those that are enforced.
+    pub fn enforced(&self, direction: Direction) -> impl Iterator<Item = &Governing> {
+        self.policies(direction).iter().filter(|policy| !policy.staged)
     }
 }
 
@@ -225,6 +251,22 @@ impl Calc {
                 }
             }
             Update::RemoveEndpoint(id) => self.endpoint_changed(&id.clone(), Update::RemoveEndpoint(id)),
+            Update::SetEntity(entity) => {
+                let id = entity.id.clone();
+                self.state.apply(Update::SetEntity(entity));
+                self.members.set_workload(&id, self.state.workload(&id), &self.state);
+            }
+            Update::RemoveEntity(id) => {
+                self.state.apply(Update::RemoveEntity(id.clone()));
+                self.members.set_workload(&id, self.state.workload(&id), &self.state);
+            }
+            Update::SetServiceAccount(id, labels) => {
+                self.state.apply(Update::SetServiceAccount(id.clone(), labels));
+                let pods: Vec<PodId> = self.state.pods_of_account(&id).map(|pod| pod.id.clone()).collect();
+                for pod in pods {
+                    self.pod_changed(&pod);
+                }
+            }
         }
     }
 
@@ -238,7 +280,7 @@ impl Calc {
 
     fn namespace_changed(&mut self, name: &Str) {
         self.members.namespace_changed(name, &self.state);
-        if !self.cluster_policies.is_empty() {
+        if !self.cluster_policies.is_empty() && Entity::is_namespace(name) {
             for endpoint in self.by_namespace.get(name).cloned().unwrap_or_default() {
                 self.refresh(&endpoint);
             }
@@ -277,13 +319,17 @@ impl Calc {
         if self.state.policy(&id).is_some_and(|known| **known == policy) {
             return;
         }
+        let before = self.forget_subject(&id);
         self.state.apply(Update::SetPolicy(policy));
         let policy = self.state.policy(&id).expect("just set").clone();
-        match &policy.subject.namespaces {
-            NamespaceScope::Named(namespace) => {
-                self.policies_of.entry(namespace.clone()).or_default().insert(id.clone());
+        let scope = Reach::of(&policy);
+        match &scope {
+            Reach::Namespaces(namespaces) => {
+                for namespace in namespaces {
+                    self.policies_of.entry(namespace.clone()).or_default().insert(id.clone());
+                }
             }
-            NamespaceScope::Matching(_) => _ = self.cluster_policies.insert(id.clone()),
+            Reach::Cluster => _ = self.cluster_policies.insert(id.clone()),
         }
         if let Some(active) = self.active.get_mut(&id) {
             let old = std::mem::replace(&mut active.policy, policy.clone());
@@ -296,27 +342,38 @@ impl Calc {
             }
             self.changes.policies.insert(id.clone());
         }
-        self.retarget(&policy.id, &policy.subject.namespaces);
+        self.retarget(&policy.id, &scope.and(before));
+    }
+
+    /// Takes a policy out of the index by subject; what it reached.
+    fn forget_subject(&mut self, id: &PolicyId) -> Option<Reach> {
+        let reach = Reach::of(self.state.policy(id)?);
+        match &reach {
+            Reach::Namespaces(namespaces) => {
+                for namespace in namespaces {
+                    remove_from(&mut self.policies_of, namespace, id);
+                }
+            }
+            Reach::Cluster => _ = self.cluster_policies.remove(id),
+        }
+        Some(reach)
     }
 
     fn remove_policy(&mut self, id: &PolicyId) {
-        let Some(policy) = self.state.policy(id).cloned() else { return };
+        let Some(reach) = self.forget_subject(id) else { return };
         self.state.apply(Update::RemovePolicy(id.clone()));
-        match &policy.subject.namespaces {
-            NamespaceScope::Named(namespace) => remove_from(&mut self.policies_of, namespace, id),
-            NamespaceScope::Matching(_) => _ = self.cluster_policies.remove(id),
-        }
-        self.retarget(id, &policy.subject.namespaces);
+        self.retarget(id, &reach);
     }
 
     /// Decides anew, for this policy alone, which endpoints it governs.
-    fn retarget(&mut self, id: &PolicyId, scope: &NamespaceScope) {
+    fn retarget(&mut self, id: &PolicyId, reach: &Reach) {
         let policy = self.state.policy(id).cloned();
-        let candidates: Vec<EndpointId> = match scope {
-            NamespaceScope::Named(namespace) => {
-                self.by_namespace.get(namespace).into_iter().flatten().cloned().collect()
+        let candidates: Vec<EndpointId> = match reach {
+            Reach::Namespaces(namespaces) => {
+                let here = |namespace| self.by_namespace.get(namespace).into_iter().flatten().cloned();
+                namespaces.iter().flat_map(here).collect()
             }
-            NamespaceScope::Matching(_) => self.endpoints.keys().cloned().collect(),
+            Reach::Cluster => self.endpoints.keys().cloned().collect(),
         };
         for endpoint in candidates {
             let mut resolved = self.endpoints[&endpoint].clone();
@@ -324,11 +381,11 @@ impl Calc {
             let Access::Open { ingress, egress } = &mut resolved.access else { continue };
             let governs = policy.as_ref().filter(|p| governs(&self.state, p, &resolved.pod, &labels));
             for (list, direction) in [(ingress, Direction::Ingress), (egress, Direction::Egress)] {
-                list.retain(|other| other != id);
-                if governs.is_some_and(|p| p.rules(direction).is_some()) {
-                    let rank = rank(&self.state, id);
-                    let at = list.partition_point(|other| self::rank(&self.state, other) < rank);
-                    list.insert(at, id.clone());
+                list.retain(|other| other.id != *id);
+                if let Some(policy) = governs.filter(|p| p.rules(direction).is_some()) {
+                    let governing = Governing::new(policy);
+                    let at = list.partition_point(|other| *other < governing);
+                    list.insert(at, governing);
                 }
             }
             self.replace(&endpoint, Some(resolved));
@@ -339,7 +396,7 @@ impl Calc {
     fn labels_of(&self, endpoint: &EndpointId) -> Option<Labels> {
         match self.state.owner(self.state.endpoint(endpoint)?) {
             Owner::Pod(pod) if pod.host_network => None,
-            Owner::Pod(pod) => Some(pod.labels.clone()),
+            Owner::Pod(pod) => Some(self.state.labels_of(pod)),
             Owner::Anonymous(_) => Some(Labels::default()),
             Owner::Unknown => None,
         }
@@ -370,15 +427,15 @@ impl Calc {
                     continue;
                 }
                 if policy.ingress.is_some() {
-                    ingress.push(policy.id.clone());
+                    ingress.push(Governing::new(policy));
                 }
                 if policy.egress.is_some() {
-                    egress.push(policy.id.clone());
+                    egress.push(Governing::new(policy));
                 }
             }
         }
-        ingress.sort_by_cached_key(|id| rank(&self.state, id));
-        egress.sort_by_cached_key(|id| rank(&self.state, id));
+        ingress.sort();
+        egress.sort();
         Access::Open { ingress, egress }
     }
 
@@ -455,7 +512,7 @@ pub fn from_scratch(state: &State, prefix: &str) -> Snapshot {
     for endpoint in state.endpoints() {
         let shared = state.endpoints().filter(|other| other.interface == endpoint.interface).count() > 1;
         let (pod, labels) = match state.owner(endpoint) {
-            Owner::Pod(pod) => (pod.id.clone(), (!pod.host_network).then(|| pod.labels.clone())),
+            Owner::Pod(pod) => (pod.id.clone(), (!pod.host_network).then(|| state.labels_of(pod))),
             Owner::Anonymous(id) => (id, Some(Labels::default())),
             Owner::Unknown => (claimed_pod(endpoint), None),
         };
@@ -463,13 +520,14 @@ pub fn from_scratch(state: &State, prefix: &str) -> Snapshot {
             Some(closed) => Access::Closed(closed),
             None => {
                 let list = |direction| {
-                    let mut list: Vec<&Arc<Policy>> = state
+                    let mut list: Vec<Governing> = state
                         .policies()
                         .filter(|p| p.rules(direction).is_some())
                         .filter(|p| labels.as_ref().is_some_and(|labels| governs(state, p, &pod, labels)))
+                        .map(|p| Governing::new(p))
                         .collect();
-                    list.sort_by_key(|p| (p.id.tier, p.priority, p.id.clone()));
-                    list.into_iter().map(|p| p.id.clone()).collect()
+                    list.sort();
+                    list
                 };
                 Access::Open { ingress: list(Direction::Ingress), egress: list(Direction::Egress) }
             }
@@ -494,6 +552,15 @@ pub fn from_scratch(state: &State, prefix: &str) -> Snapshot {
 fn members_of(key: &SetKey, state: &State, snapshot: &Snapshot) -> BTreeSet<Member> {
     match key {
         SetKey::Nets(nets) => nets.iter().map(|net| Member::Net(*net)).collect(),
+        SetKey::Entities(selector) => state
+            .workloads()
+            .filter(|w| state.selects(selector, &w.id.namespace, &w.labels))
+            .flat_map(|w| {
+                let own: Vec<IpNetwork> = w.addresses.iter().map(|ip| IpNetwork::from(*ip)).collect();
+                own.into_iter().chain(w.nets.to_vec())
+            })
+            .map(Member::Net)
+            .collect(),
         SetKey::Pods(selector) => state
             .workloads()
             .filter(|w| state.selects(selector, &w.id.namespace, &w.labels))
@@ -542,22 +609,43 @@ fn closed(state: &State, endpoint: &crate::model::Endpoint, prefix: &str, shared
     }
 }
 
-/// Does this policy, if it is enforced at all, choose this pod? Only NetworkPolicies are: no door lets the tiers around them in.
+/// Does this policy choose this pod?
 fn governs(state: &State, policy: &Policy, pod: &PodId, labels: &Labels) -> bool {
-    let enforced = policy.id.tier == Tier::NetworkPolicy && !policy.staged;
-    enforced && state.selects(&policy.subject, &pod.namespace, labels)
+    policy.subject.iter().any(|subject| state.selects(subject, &pod.namespace, labels))
 }
 
-/// The order in which policies are asked.
-fn rank(state: &State, id: &PolicyId) -> (Tier, i32, PolicyId) {
-    (id.tier, state.policy(id).map_or(0, |policy| policy.priority), id.clone())
+/// Where a policy's pods can be.
+enum Reach {
+    Namespaces(BTreeSet<Str>),
+    Cluster,
+}
+
+impl Reach {
+    fn of(policy: &Policy) -> Self {
+        let named = policy.subject.iter().map(|subject| match &subject.namespaces {
+            NamespaceScope::Named(namespace) => Some(namespace.clone()),
+            NamespaceScope::Matching(_) => None,
+        });
+        named.collect::<Option<_>>().map_or(Reach::Cluster, Reach::Namespaces)
+    }
+
+    fn and(self, other: Option<Reach>) -> Self {
+        match (self, other) {
+            (own, None) => own,
+            (Reach::Namespaces(mut own), Some(Reach::Namespaces(more))) => {
+                own.extend(more);
+                Reach::Namespaces(own)
+            }
+            (Reach::Cluster, _) | (_, Some(Reach::Cluster)) => Reach::Cluster,
+        }
+    }
 }
 
 fn policies_of(resolved: Option<&Resolved>) -> BTreeSet<PolicyId> {
     Direction::ALL
         .into_iter()
         .flat_map(|direction| resolved.map(|r| r.access.policies(direction)).unwrap_or_default())
-        .cloned()
+        .map(|governing| governing.id.clone())
         .collect()
 }
 

@@ -21,7 +21,10 @@
 //!   Whatever arrives in INPUT is for an address of this very node, also after destination translation. Unknown interfaces,
 //!   router advertisements, redirects, tunnels and packets that conntrack calls INVALID are dropped there too; what is let
 //!   by is left to the host's own INPUT rules.
-//! * **New TCP flows begin with SYN** at endpoints that are isolated in any direction: a flow that was cut by a policy change
+//! * **Tiers**: Admin, then NetworkPolicy (with Calico's policies before and after), then Baseline. A rule that accepts sets
+//!   ALLOW, one that passes sets PASS, either ends its tier; one that denies drops at once. The middle tier is final for
+//!   endpoints that one of its policies governs, but for what a Calico rule passes on.
+//! * **New TCP flows begin with SYN** at endpoints that any policy governs: a flow that was cut by a policy change
 //!   must not come back through a packet in the other, allowed direction. At endpoints without policy nothing was cut, and
 //!   conntrack may pick up what it has lost.
 //! * **Source addresses are those of the packet in FORWARD**: after destination translation, before source translation. Service
@@ -36,10 +39,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use smallvec::smallvec;
 
-use crate::calc::{Access, Resolved, Snapshot};
-use crate::grants::{Grant, PeerCondition, PortCondition, SetKey, grants};
-use crate::ir::{Chain, ConnState, Hook, InterfaceMatch, Match, Program, Rule, Side, Table, Verdict};
-use crate::model::{Action, Direction, Family, Policy, PolicyId, Protocol, Tier};
+use crate::calc::{Access, Governing, Resolved, Snapshot};
+use crate::drops::Point;
+use crate::grants::{Extra, Grant, PeerCondition, PortCondition, SetKey, grants};
+use crate::ir::{Chain, ConnState, Hook, InterfaceMatch, Match, Origin, Program, Rule, Side, Table, Verdict};
+use crate::model::{
+    Action, Direction, Family, IcmpMatch, Policy, PolicyId, PolicyKind, PortRange, Protocol, Tier, Which,
+};
 use crate::names::{policy_chain, set_name};
 use crate::verdict::{TUNNEL_PORTS, TUNNEL_PROTOCOLS};
 
@@ -64,6 +70,8 @@ pub mod chain {
     pub const NDP: &str = "MANX-NDP";
     /// A policy rule allows.
     pub const ALLOW: &str = "MANX-ALLOW";
+    /// A policy rule skips the rest of its tier.
+    pub const PASS: &str = "MANX-PASS";
     /// Egress is allowed.
     pub const EGRESS_OK: &str = "MANX-EGRESS-OK";
     /// The final accept.
@@ -106,6 +114,9 @@ pub struct Layout {
     pub marks: Marks,
     /// Whether the guard around the filter table is up.
     pub guard: bool,
+    /// Whether drops are logged to our NFLOG group. What closes a node that knows nothing yet never is: it must not depend
+    /// on what a kernel may lack.
+    pub log: bool,
 }
 
 type Placed = (Table, Chain);
@@ -113,32 +124,26 @@ type Placed = (Table, Chain);
 impl Layout {
     /// Our jumps in the built-in chains.
     pub fn hooks(&self) -> Vec<Hook> {
-        let hook = |table, chain, matches, to: &str, comment: &str| Hook {
+        let hook = |table, chain, matches: Vec<Match>, to: &str, comment: &str| Hook {
             table,
             chain,
-            rule: Rule { matches, verdict: Verdict::Jump(to.into()), comment: comment.into() },
+            rule: rule(matches, Verdict::Jump(to.into()), comment),
         };
         let mut hooks = vec![
-            hook(Table::Filter, "FORWARD", smallvec![], chain::FORWARD, "pod traffic"),
-            hook(Table::Filter, "INPUT", smallvec![self.pod_input()], chain::INPUT, "from pods to this node"),
+            hook(Table::Filter, "FORWARD", vec![], chain::FORWARD, "pod traffic"),
+            hook(Table::Filter, "INPUT", vec![self.pod_input()], chain::INPUT, "from pods to this node"),
             hook(
                 Table::Raw,
                 "PREROUTING",
-                smallvec![self.pod_input()],
+                vec![self.pod_input()],
                 chain::SPOOF,
                 "pods use their own addresses",
             ),
         ];
         if self.guard {
-            hooks.push(hook(Table::Mangle, "FORWARD", smallvec![], chain::MARK, "pod traffic is unjudged"));
+            hooks.push(hook(Table::Mangle, "FORWARD", vec![], chain::MARK, "pod traffic is unjudged"));
             let unjudged = Match::Mark { value: 0, mask: self.marks.from | self.marks.to, negated: true };
-            hooks.push(hook(
-                Table::Mangle,
-                "POSTROUTING",
-                smallvec![unjudged],
-                chain::GUARD,
-                "still unjudged",
-            ));
+            hooks.push(hook(Table::Mangle, "POSTROUTING", vec![unjudged], chain::GUARD, "still unjudged"));
         }
         hooks
     }
@@ -173,6 +178,7 @@ impl Layout {
         }
         add(Table::Filter, chain::CHECK, forbidden(v6));
         add(Table::Filter, chain::ALLOW, vec![rule([], mark(allow, allow), "a policy allows")]);
+        add(Table::Filter, chain::PASS, vec![rule([], mark(pass, pass), "a policy passes")]);
         add(Table::Filter, chain::EGRESS_OK, vec![rule([], mark(0, from | allow | pass), "egress allowed")]);
         add(
             Table::Filter,
@@ -220,7 +226,11 @@ impl Layout {
         let (from, to) = match &resolved.access {
             Access::Closed(why) => {
                 let words = format!("{} closed: {}", resolved.pod, why.as_str());
-                (vec![rule([], Verdict::Drop, &words)], vec![rule([], Verdict::Drop, &words)])
+                let closed = |direction| {
+                    let point = Point { direction: Some(direction), ..of_pod(resolved, why.as_str()) };
+                    self.dropped(&[], &words, point)
+                };
+                (closed(Direction::Egress), closed(Direction::Ingress))
             }
             Access::Open { .. } => (self.egress(resolved), self.ingress(resolved)),
         };
@@ -229,23 +239,16 @@ impl Layout {
             (Table::Filter, Chain { name: endpoint_chain("TE", interface), rules: to }),
             (
                 Table::Raw,
-                Chain { name: endpoint_chain("SE", interface), rules: own_addresses(family, resolved) },
+                Chain { name: endpoint_chain("SE", interface), rules: self.own_addresses(family, resolved) },
             ),
         ]
     }
 
     fn egress(&self, resolved: &Resolved) -> Vec<Rule> {
-        let Marks { from, to, .. } = self.marks;
         let mut rules =
             vec![established(goto(chain::EGRESS_OK)), rule([], jump(chain::CHECK), "what no pod may send")];
-        rules.extend(syn_first(resolved));
-        if resolved.access.isolated(Direction::Egress) {
-            let for_this_node = Match::Mark { value: to, mask: from | to, negated: false };
-            rules.push(rule([for_this_node], goto(chain::EGRESS_OK), "a pod always reaches its own node"));
-            rules.extend(self.policies(resolved, Direction::Egress, chain::EGRESS_OK));
-        } else {
-            rules.push(rule([], goto(chain::EGRESS_OK), &format!("{} egress not isolated", resolved.pod)));
-        }
+        rules.extend(self.syn_first(resolved));
+        rules.extend(self.policies(resolved, Direction::Egress, chain::EGRESS_OK));
         rules
     }
 
@@ -254,55 +257,203 @@ impl Layout {
             established(goto(chain::ACCEPT)),
             rule([Match::State(smallvec![ConnState::Invalid])], Verdict::Drop, "invalid"),
         ];
-        rules.extend(syn_first(resolved));
-        if resolved.access.isolated(Direction::Ingress) {
-            rules.extend(self.policies(resolved, Direction::Ingress, chain::ACCEPT));
-        } else {
-            rules.push(rule([], goto(chain::ACCEPT), &format!("{} ingress not isolated", resolved.pod)));
+        rules.extend(self.syn_first(resolved));
+        rules.extend(self.policies(resolved, Direction::Ingress, chain::ACCEPT));
+        rules
+    }
+
+    /// Asks the policies of one tier after the other until one decides.
+    fn policies(&self, resolved: &Resolved, direction: Direction, allowed: &str) -> Vec<Rule> {
+        let words = format!("{} {}", resolved.pod, direction.as_str());
+        let mut rules = Vec::new();
+        for governing in resolved.access.policies(direction).iter().filter(|g| g.staged) {
+            let comment = format!("staged: {}", policy_words(&governing.id));
+            rules.push(rule([], Verdict::Jump(policy_chain(&governing.id, direction)), &comment));
+        }
+        let tier = |tier| resolved.access.enforced(direction).filter(move |g| g.tier == tier);
+        let [admin, default, baseline] =
+            [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline].map(|t| tier(t).collect::<Vec<_>>());
+        if admin.is_empty() && default.is_empty() && baseline.is_empty() {
+            rules.push(rule([], goto(allowed), &format!("{words} not isolated")));
+            return rules;
+        }
+        let Marks { allow, pass, .. } = self.marks;
+        let allowed = |comment: &str| {
+            let is_allowed = Match::Mark { value: allow, mask: allow, negated: false };
+            rule([is_allowed], goto(allowed), &format!("{words} {comment}"))
+        };
+        let clear = |comment| rule([], mark(0, allow | pass), comment);
+        rules.push(clear("not allowed yet"));
+        if !admin.is_empty() {
+            rules.extend(admin.iter().map(|governing| self.ask(governing, direction)));
+            rules.push(allowed("allowed by an admin"));
+            rules.push(clear("on to the next tier"));
+        }
+        if !default.is_empty() {
+            rules.extend(self.default_tier(&default, direction));
+            rules.push(allowed("allowed"));
+            // Only Calico's rules can pass traffic on from here.
+            let passes = default.iter().any(|g| g.id.kind != PolicyKind::NetworkPolicy);
+            let passed = Match::Mark { value: pass, mask: pass, negated: true };
+            let closing: &[Match] = if passes { &[passed] } else { &[] };
+            let reason = "no policy allows it";
+            let point = Point { direction: Some(direction), ..of_pod(resolved, reason) };
+            rules.extend(self.dropped(closing, &format!("{words} denied: {reason}"), point));
+            if !passes {
+                return rules;
+            }
+            rules.push(clear("on to the next tier"));
+        }
+        rules.extend(baseline.iter().map(|governing| self.ask(governing, direction)));
+        let comment = if baseline.is_empty() { "not isolated" } else { "not denied" };
+        let end = allowed(comment);
+        rules.push(Rule { matches: smallvec![], ..end });
+        rules
+    }
+
+    /// NetworkPolicies, and Calico's before and after them. A pod and its own node always reach each other under
+    /// NetworkPolicy; what Calico's policies of lower order say comes before that.
+    fn default_tier(&self, policies: &[&Governing], direction: Direction) -> Vec<Rule> {
+        let Marks { allow, pass, from, to, .. } = self.marks;
+        let first = policies.iter().position(|g| g.id.kind == PolicyKind::NetworkPolicy);
+        let first = first.unwrap_or(policies.len());
+        let mut rules: Vec<Rule> = policies.iter().map(|governing| self.ask(governing, direction)).collect();
+        if direction == Direction::Egress {
+            let for_this_node = Match::Mark { value: to, mask: from | to, negated: false };
+            let undecided = Match::Mark { value: 0, mask: allow | pass, negated: false };
+            let matches = if first == 0 { vec![for_this_node] } else { vec![for_this_node, undecided] };
+            rules.insert(first, rule(matches, goto(chain::EGRESS_OK), "a pod always reaches its own node"));
         }
         rules
     }
 
-    /// Asks the policies one after the other until one allows; then `allowed`, else dropped.
-    fn policies(&self, resolved: &Resolved, direction: Direction, allowed: &str) -> Vec<Rule> {
-        let Marks { allow, pass, .. } = self.marks;
-        let is = |value| Match::Mark { value, mask: allow, negated: false };
-        let mut rules = vec![rule([], mark(0, allow | pass), "not allowed yet")];
-        for policy in resolved.access.policies(direction) {
-            let verdict = Verdict::Jump(policy_chain(policy, direction));
-            rules.push(rule([is(0)], verdict, &policy_words(policy)));
-        }
-        rules.push(rule(
-            [is(allow)],
-            goto(allowed),
-            &format!("{} {} allowed", resolved.pod, direction.as_str()),
-        ));
-        let words = format!("{} {} denied: no policy allows it", resolved.pod, direction.as_str());
-        rules.push(rule([], Verdict::Drop, &words));
-        rules
+    /// Asks a policy, unless one before it has decided.
+    fn ask(&self, governing: &Governing, direction: Direction) -> Rule {
+        let undecided = Match::Mark { value: 0, mask: self.marks.allow | self.marks.pass, negated: false };
+        let verdict = Verdict::Jump(policy_chain(&governing.id, direction));
+        rule([undecided], verdict, &policy_words(&governing.id))
     }
 
     /// The chains of one policy: one for each direction of which it speaks. They are shared by all endpoints that it
     /// governs.
+    ///
+    /// A staged policy's rules count what they match and return; its last rule counts what none of them matched.
     pub fn policy(&self, family: Family, policy: &Policy) -> Vec<Placed> {
         let mut chains = Vec::new();
         for direction in Direction::ALL {
             let Some(policy_rules) = policy.rules(direction) else { continue };
             let words = policy_words(&policy.id);
             let mut rules = Vec::new();
+            let origin = |rule| {
+                let Policy { id, tier, staged, .. } = policy;
+                Some(Box::new(Origin { policy: id.clone(), tier: *tier, direction, rule, staged: *staged }))
+            };
             for (index, policy_rule) in policy_rules.iter().enumerate() {
-                let comment = format!("{words} {} rule {index}", direction.as_str());
-                if policy_rule.action != Action::Accept {
-                    continue; // A NetworkPolicy knows no other; nothing but NetworkPolicies governs.
-                }
-                for grant in grants(policy_rule, direction).iter().filter(|grant| grant.exists_in(family)) {
-                    rules.push(rule(conditions(family, direction, grant), goto(chain::ALLOW), &comment));
-                }
+                let made = self.policy_rule(family, policy, direction, index, policy_rule);
+                let origin = origin(Some((index, policy_rule.effect())));
+                rules.extend(made.into_iter().map(|rule| Rule { origin: origin.clone(), ..rule }));
             }
-            rules.push(rule([], Verdict::Return, &format!("{words} {} allows no more", direction.as_str())));
+            let end = match (policy.tier, policy.staged) {
+                (Tier::NetworkPolicy, true) => "would not allow",
+                (Tier::NetworkPolicy, false) => "allows no more",
+                (Tier::Admin | Tier::Baseline, _) => "says no more",
+            };
+            let end = rule([], Verdict::Return, &format!("{words} {} {end}", direction.as_str()));
+            rules.push(Rule { origin: origin(None), ..end });
             chains.push((Table::Filter, Chain { name: policy_chain(&policy.id, direction), rules }));
         }
         chains
+    }
+
+    /// One rule of a policy, as many kernel rules as it takes.
+    fn policy_rule(
+        &self,
+        family: Family,
+        policy: &Policy,
+        direction: Direction,
+        index: usize,
+        policy_rule: &crate::model::Rule,
+    ) -> Vec<Rule> {
+        let name = policy_rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let words = format!("{} {} rule {index}{name}", policy_words(&policy.id), direction.as_str());
+        let point = |reason: &str| Point {
+            pod: None,
+            direction: Some(direction),
+            policy: Some(policy.id.to_string()),
+            tier: Some(policy.tier),
+            rule: Some(index),
+            reason: reason.into(),
+        };
+        let mut rules = Vec::new();
+        for grant in grants(policy_rule, direction).iter().filter(|grant| grant.exists_in(family)) {
+            let conditions = conditions(family, direction, grant);
+            let comment = |verb: &str| format!("{words} {verb}");
+            let one = |verdict, verb| vec![rule(conditions.iter().cloned(), verdict, &comment(verb))];
+            rules.extend(match (policy_rule.effect(), policy.staged) {
+                (Action::Accept, false) => one(goto(chain::ALLOW), "allows"),
+                (Action::Pass, false) => one(goto(chain::PASS), "passes"),
+                (Action::Deny, false) => {
+                    self.dropped(&conditions, &comment("denies"), point("denied by a rule"))
+                }
+                (Action::Log, false) => {
+                    let matches = conditions.iter().cloned().chain([Match::Seldom]);
+                    let verdict = Verdict::Log(Box::new(point("logged by a rule")));
+                    vec![rule(matches, verdict, &comment("logs"))]
+                }
+                (Action::Accept, true) => one(Verdict::Return, "would allow"),
+                (Action::Pass, true) => one(Verdict::Return, "would pass"),
+                (Action::Deny, true) => one(Verdict::Return, "would deny"),
+                (Action::Log, true) => one(Verdict::Count, "would log"),
+            });
+        }
+        rules
+    }
+
+    /// Logs now and then, if there is a log, and drops.
+    fn dropped(&self, matches: &[Match], comment: &str, point: Point) -> Vec<Rule> {
+        let log = self.log.then(|| {
+            let matches = matches.iter().cloned().chain([Match::Seldom]);
+            rule(matches, Verdict::Log(Box::new(point)), comment)
+        });
+        log.into_iter().chain([rule(matches.iter().cloned(), Verdict::Drop, comment)]).collect()
+    }
+
+    /// A flow that was cut must not come back through a packet in the other, allowed direction.
+    fn syn_first(&self, resolved: &Resolved) -> Vec<Rule> {
+        let policed = Direction::ALL.into_iter().any(|direction| resolved.access.isolated(direction));
+        if !policed {
+            return Vec::new();
+        }
+        let matches = [Match::TcpNotSyn, Match::State(smallvec![ConnState::New])];
+        self.dropped(&matches, "a TCP flow begins with SYN", of_pod(resolved, "a TCP flow begins with SYN"))
+    }
+
+    /// A pod sends from its own addresses, and link-local to its node; an unspecified source only asks whether an address is
+    /// free or reports multicast groups.
+    fn own_addresses(&self, family: Family, resolved: &Resolved) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        let mut from = |ip: IpAddr, prefix: u8, more: &[Match], comment: &str| {
+            let net = IpNetwork::new(ip, prefix).expect("a prefix length of its family");
+            let matches = [Match::Address(Side::Source, net)].into_iter().chain(more.iter().cloned());
+            rules.push(rule(matches, Verdict::Return, comment));
+        };
+        for ip in resolved.addresses.iter().filter(|ip| Family::of(**ip) == family) {
+            from(*ip, family.bits(), &[], &resolved.pod.to_string());
+        }
+        match family {
+            Family::Ipv4 => {}
+            Family::Ipv6 => {
+                from(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10, &[], "link-local");
+                let unspecified = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+                from(unspecified, 128, &[Match::Protocol(ICMP6)], "duplicate address detection");
+            }
+        }
+        let point = Point {
+            direction: Some(Direction::Egress),
+            ..of_pod(resolved, "its source address is not the pod's")
+        };
+        rules.extend(self.dropped(&[], &format!("{} spoofs", resolved.pod), point));
+        rules
     }
 
     /// Everything of one family at once.
@@ -367,10 +518,10 @@ pub fn dispatched_part(name: &str) -> Option<&str> {
 
 /// How comments name a policy.
 pub fn policy_words(policy: &PolicyId) -> String {
-    let kind = match policy.tier {
-        Tier::Admin => "admin",
-        Tier::NetworkPolicy => "np",
-        Tier::Baseline => "baseline",
+    let kind = match policy.kind {
+        PolicyKind::NetworkPolicy => "np",
+        PolicyKind::ClusterNetworkPolicy => "cnp",
+        PolicyKind::CalicoNetworkPolicy | PolicyKind::CalicoGlobalNetworkPolicy => "calico",
     };
     match &policy.namespace {
         Some(namespace) => format!("{kind} {namespace}/{}", policy.name),
@@ -431,58 +582,80 @@ fn conditions(family: Family, direction: Direction, grant: &Grant) -> Vec<Match>
         Direction::Ingress => Side::Source,
         Direction::Egress => Side::Destination,
     };
-    let set = |key: &SetKey, negated| Match::Set { name: set_name(family, &key.suffix()), side, negated };
-    let mut matches = match &grant.peer {
+    let own_side = match side {
+        Side::Source => Side::Destination,
+        Side::Destination => Side::Source,
+    };
+    let side_of = |which: &Which| if *which == Which::Own { own_side } else { side };
+    let mut matches = address(family, side, &grant.peer);
+    let port_set = |key: &SetKey, negated| Match::PortSet { name: set_name(family, &key.suffix()), negated };
+    let ports = |protocol: &Protocol, side, ranges: &Vec<PortRange>, negated| Match::Ports {
+        protocol: *protocol,
+        side,
+        ranges: ranges.clone(),
+        negated,
+    };
+    match &grant.port {
+        PortCondition::Anything => {}
+        PortCondition::Protocol(protocol) => matches.push(Match::Protocol(protocol.number())),
+        PortCondition::Ranges(protocol, ranges) => {
+            matches.push(ports(protocol, Side::Destination, ranges, false));
+        }
+        PortCondition::InSet(key) => matches.push(port_set(key, false)),
+    }
+    for extra in &grant.more {
+        match extra {
+            Extra::Family(_) => {}
+            Extra::Address(which, condition) => matches.extend(address(family, side_of(which), condition)),
+            Extra::NotIn(_, key) if !key.exists_in(family) => {}
+            Extra::NotIn(which, key) => matches.push(in_set(family, key, side_of(which), true)),
+            Extra::Protocol(number) => matches.push(Match::Protocol(*number)),
+            Extra::NotProtocol(number) => matches.push(Match::NotProtocol(*number)),
+            Extra::Icmp { family, icmp, negated } => {
+                matches.push(Match::Icmp { family: *family, icmp: *icmp, negated: *negated });
+            }
+            Extra::SourcePorts { protocol, ranges, negated } => {
+                matches.push(ports(protocol, Side::Source, ranges, *negated));
+            }
+            Extra::NotPorts(protocol, ranges) => {
+                matches.push(ports(protocol, Side::Destination, ranges, true));
+            }
+            Extra::NotInPorts(key) => matches.push(port_set(key, true)),
+        }
+    }
+    // A condition on ports says the protocol already.
+    if matches.iter().any(|m| matches!(m, Match::Ports { .. })) {
+        matches.retain(|m| !matches!(m, Match::Protocol(_)));
+    }
+    matches
+}
+
+fn address(family: Family, side: Side, condition: &PeerCondition) -> Vec<Match> {
+    let set = |key, negated| in_set(family, key, side, negated);
+    match condition {
         PeerCondition::Anyone | PeerCondition::AnyoneOf(_) | PeerCondition::ByPort => vec![],
         PeerCondition::InSet(key) => vec![set(key, false)],
         PeerCondition::InBlock(net, None) => vec![Match::Address(side, *net)],
         PeerCondition::InBlock(net, Some(holes)) => vec![Match::Address(side, *net), set(holes, true)],
         PeerCondition::NotInSet(_, holes) => vec![set(holes, true)],
-    };
-    match &grant.port {
-        PortCondition::Anything => {}
-        PortCondition::Protocol(protocol) => matches.push(Match::Protocol(protocol.number())),
-        PortCondition::Ranges(protocol, ranges) => matches.push(Match::Ports(*protocol, ranges.clone())),
-        PortCondition::InSet(key) => matches.push(Match::PortSet(set_name(family, &key.suffix()))),
     }
-    matches
 }
 
-/// A pod sends from its own addresses, and link-local to its node; an unspecified source only asks whether an address is
-/// free or reports multicast groups.
-fn own_addresses(family: Family, resolved: &Resolved) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    let mut from = |ip: IpAddr, prefix: u8, more: &[Match], comment: &str| {
-        let net = IpNetwork::new(ip, prefix).expect("a prefix length of its family");
-        let matches: Vec<Match> =
-            [Match::Address(Side::Source, net)].into_iter().chain(more.iter().cloned()).collect();
-        rules.push(rule(matches, Verdict::Return, comment));
-    };
-    for ip in resolved.addresses.iter().filter(|ip| Family::of(**ip) == family) {
-        from(*ip, family.bits(), &[], &resolved.pod.to_string());
-    }
-    match family {
-        Family::Ipv4 => {}
-        Family::Ipv6 => {
-            from(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10, &[], "link-local");
-            let unspecified = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-            from(unspecified, 128, &[Match::Protocol(ICMP6)], "duplicate address detection");
-        }
-    }
-    rules.push(rule([], Verdict::Drop, &format!("{} spoofs", resolved.pod)));
-    rules
+fn in_set(family: Family, key: &SetKey, side: Side, negated: bool) -> Match {
+    Match::Set { name: set_name(family, &key.suffix()), side, negated }
 }
 
 /// RFC 4861 wants hop limit 255 of neighbour discovery: nothing from beyond the link passes for it.
 fn neighbour_discovery() -> Vec<Rule> {
     let mut rules = Vec::new();
-    for (icmp6, words) in
+    for (number, words) in
         [(133, "router solicitation"), (135, "neighbour solicitation"), (136, "neighbour advertisement")]
     {
-        rules.push(rule([Match::Icmp6(icmp6), Match::HopLimit(255)], Verdict::Accept, words));
+        rules.push(rule([icmp6(number), Match::HopLimit(255)], Verdict::Accept, words));
     }
-    for (icmp6, words) in [(131, "multicast report"), (132, "multicast done"), (143, "multicast report v2")] {
-        rules.push(rule([Match::Icmp6(icmp6)], Verdict::Accept, words));
+    for (number, words) in [(131, "multicast report"), (132, "multicast done"), (143, "multicast report v2")]
+    {
+        rules.push(rule([icmp6(number)], Verdict::Accept, words));
     }
     rules
 }
@@ -491,17 +664,23 @@ fn neighbour_discovery() -> Vec<Rule> {
 fn forbidden(v6: bool) -> Vec<Rule> {
     let mut rules = vec![rule([Match::State(smallvec![ConnState::Invalid])], Verdict::Drop, "invalid")];
     if v6 {
-        rules.push(rule([Match::Icmp6(134)], Verdict::Drop, "router advertisement from a pod"));
-        rules.push(rule([Match::Icmp6(137)], Verdict::Drop, "redirect from a pod"));
+        rules.push(rule([icmp6(134)], Verdict::Drop, "router advertisement from a pod"));
+        rules.push(rule([icmp6(137)], Verdict::Drop, "redirect from a pod"));
     }
     let mut ports = TUNNEL_PORTS;
     ports.sort_unstable();
     let ports = ports.iter().map(|port| (*port, *port)).collect();
-    rules.push(rule([Match::Ports(Protocol::Udp, ports)], Verdict::Drop, "tunnel from a pod"));
+    let ports =
+        Match::Ports { protocol: Protocol::Udp, side: Side::Destination, ranges: ports, negated: false };
+    rules.push(rule([ports], Verdict::Drop, "tunnel from a pod"));
     for protocol in TUNNEL_PROTOCOLS {
         rules.push(rule([Match::Protocol(protocol)], Verdict::Drop, "tunnel from a pod"));
     }
     rules
+}
+
+fn icmp6(kind: u8) -> Match {
+    Match::Icmp { family: Family::Ipv6, icmp: IcmpMatch { kind, code: None }, negated: false }
 }
 
 fn established(verdict: Verdict) -> Rule {
@@ -509,14 +688,13 @@ fn established(verdict: Verdict) -> Rule {
     rule([Match::State(states)], verdict, "established")
 }
 
-fn syn_first(resolved: &Resolved) -> Option<Rule> {
-    let isolated = Direction::ALL.into_iter().any(|direction| resolved.access.isolated(direction));
-    let matches = [Match::TcpNotSyn, Match::State(smallvec![ConnState::New])];
-    isolated.then(|| rule(matches, Verdict::Drop, "a TCP flow begins with SYN"))
+/// Where a packet of one pod is logged.
+fn of_pod(resolved: &Resolved, reason: &str) -> Point {
+    Point { pod: Some(resolved.pod.to_string()), reason: reason.into(), ..Point::default() }
 }
 
 fn rule(matches: impl IntoIterator<Item = Match>, verdict: Verdict, comment: &str) -> Rule {
-    Rule { matches: matches.into_iter().collect(), verdict, comment: comment.into() }
+    Rule { matches: matches.into_iter().collect(), verdict, comment: comment.into(), origin: None }
 }
 
 fn jump(chain: &str) -> Verdict {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::calc::{Calc, Changes, dispatchable_on};
-use crate::compile::{Layout, endpoint_chain};
-use crate::ir::{Chain, Hook, Rule, Table, Verdict};
+use crate::compile::{self, Layout, endpoint_chain};
+use crate::ir::{Chain, Hook, Program, Rule, Table, Verdict};
 use crate::model::{Direction, Family};
 use crate::names::policy_chain;
 use crate::render::{self, Line};
@@ -74,7 +74,7 @@ impl Desired {
     pub fn hold(&mut self, family: Family, keys: Vec<Key>, reason: &str) {
         for key in keys {
             let Some(lines) = self.chains[family as usize].get_mut(&key) else { continue };
-            let closed = vec![render::line(&key.1, &held_rule())];
+            let closed = vec![render::line(&key.1, &held_rule(lines))];
             let lines = std::mem::replace(lines, closed.into());
             let held = self.held[family as usize].entry(key.clone());
             held.or_insert(Held { lines, reason: String::new() }).reason = reason.to_string();
@@ -182,9 +182,23 @@ impl Desired {
     }
 }
 
-fn held_rule() -> Rule {
+/// What stands in for a policy chain. One that only allows then allows nothing; where rules deny or pass, nobody knows what
+/// they would have kept out: everything is.
+fn held_rule(lines: &[Line]) -> Rule {
+    let pass = format!("-g {}", compile::chain::PASS);
+    let closes = lines.iter().any(|line| line.spec.ends_with("-j DROP") || line.spec.ends_with(&pass));
+    let verdict = if closes { Verdict::Drop } else { Verdict::Return };
     let comment = "held back: the kernel refused this policy";
-    Rule { matches: SmallVec::new(), verdict: Verdict::Return, comment: comment.into() }
+    Rule { matches: SmallVec::new(), verdict, comment: comment.into(), origin: None }
+}
+
+/// The program with those of its policy chains closed that the kernel has refused.
+pub(crate) fn close_held(program: &mut Program, desired: &Desired) {
+    for (key, held) in &desired.held[program.family as usize] {
+        if let Some(chain) = program.chains.get_mut(key) {
+            chain.rules = vec![held_rule(&held.lines)];
+        }
+    }
 }
 
 /// The chains that drop whatever comes from or goes to a pod interface.

@@ -18,7 +18,7 @@ pub const PER_SECOND: u16 = 10;
 pub const BURST: u16 = 20;
 
 /// Where in our rules a packet is logged.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Point {
     /// The pod whose chain it is, `NAMESPACE/NAME`; `None` in chains that pods share.

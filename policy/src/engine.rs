@@ -11,19 +11,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::calc::{Access, Calc, Resolved};
 use crate::compile::{Layout, Marks, dispatched_part, endpoint_chain, policy_words};
-use crate::desired::{Desired, Key};
+use crate::desired::{Desired, Key, close_held};
+use crate::diff::Proposal;
+use crate::drops::{self, Point};
 use crate::grants::sets_of;
-use crate::ir::Program;
+use crate::ir::{Program, Table, Verdict};
 use crate::kernel::Kernel;
 use crate::live::{Judge, LiveFlow, Suspects};
 use crate::model::{Direction, EndpointId, Family, PodId, Policy, PolicyId, Problem, Update};
-use crate::names::policy_chain;
-use crate::plan::{Observed, Outcome, Plan, PlanId, Step, StepResult, Wants};
+use crate::names::{policy_chain, set_name};
+use crate::plan::{Observed, Outcome, Plan, PlanId, StepResult, Wants};
 use crate::quarantine::{Orders, Quarantine};
 use crate::render::save;
 use crate::state::State;
+use crate::trace::{self, Explanation, Question};
 use crate::verdict::{Flow, FlowVerdict, verdict};
-pub use crate::view::{DirectionView, EndpointView, EngineStatus, PodPolicyView, PolicyView};
+use crate::view::render_pod;
+pub use crate::view::{DirectionView, EndpointView, EngineStatus, PodPolicyView, PolicyStatus, PolicyView};
 
 /// Where our jumps go in the built-in chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -46,6 +50,8 @@ pub struct EngineConfig {
     pub mark_mask: u32,
     /// Where our jumps go.
     pub jumps: JumpPosition,
+    /// Whether drops are logged to NFLOG group [`crate::drops::NFLOG_GROUP`].
+    pub log_drops: bool,
 }
 
 impl EngineConfig {
@@ -56,6 +62,7 @@ impl EngineConfig {
             interface_prefix: "manx".into(),
             mark_mask: 0x0f00_0000,
             jumps: JumpPosition::Insert,
+            log_drops: true,
         }
     }
 }
@@ -86,10 +93,22 @@ pub enum InForce {
 #[derive(Debug)]
 struct InFlight {
     id: PlanId,
-    /// Of each step: whose it is, and whether it restores rules.
-    steps: Vec<(Family, bool)>,
+    /// Of each step: whose it is, and which set it is about; `None`: it restores rules.
+    steps: Vec<(Family, Option<String>)>,
     /// Chains that the plan touches.
     keys: [BTreeSet<Key>; 2],
+}
+
+/// Sets of one family that the kernel has refused. Each is tried once more when the rest has gone well, and then at every
+/// audit; in between its policies are held.
+#[derive(Debug, Default)]
+struct Broken {
+    /// By name, and the kernel's words.
+    sets: BTreeMap<String, String>,
+    /// Those that have been tried once more.
+    tried: BTreeSet<String>,
+    /// The last plan failed at a set: not the time to try again.
+    fresh: bool,
 }
 
 /// The policy engine of one node.
@@ -108,7 +127,12 @@ pub struct Engine {
     since: BTreeMap<EndpointId, SystemTime>,
     /// The others.
     waiting: BTreeSet<EndpointId>,
+    /// Policies that govern an endpoint here and whose current generation is in the kernel.
+    policies_since: BTreeMap<PolicyId, SystemTime>,
+    /// The others that govern one.
+    policies_waiting: BTreeSet<PolicyId>,
     quarantines: [Quarantine; 2],
+    broken: [Broken; 2],
     /// What failed last, until something of its family succeeds.
     failures: BTreeMap<Family, String>,
     suspects: Suspects,
@@ -127,7 +151,12 @@ impl Engine {
             return Err(ConfigError::InterfacePrefix(prefix));
         }
         let calc = Calc::new(&prefix);
-        let desired = Desired::new(Layout { prefix, marks, guard: config.jumps == JumpPosition::Insert });
+        let desired = Desired::new(Layout {
+            prefix,
+            marks,
+            guard: config.jumps == JumpPosition::Insert,
+            log: config.log_drops,
+        });
         Ok(Engine {
             config,
             calc,
@@ -139,7 +168,10 @@ impl Engine {
             in_flight: None,
             since: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            policies_since: BTreeMap::new(),
+            policies_waiting: BTreeSet::new(),
             quarantines: Default::default(),
+            broken: Default::default(),
             failures: BTreeMap::new(),
             suspects: Suspects::everything(),
         })
@@ -149,13 +181,23 @@ impl Engine {
     pub fn apply(&mut self, update: Update) {
         self.calc.apply(update);
         let changes = self.calc.take_changes();
-        self.suspects.add(self.calc.members_mut().take_moved());
+        match self.calc.members_mut().take_moved() {
+            Some(moved) => self.suspects.add(moved),
+            None => self.suspects = Suspects::everything(),
+        }
         for id in changes.endpoints.keys() {
             self.suspects.add(self.calc.endpoints().get(id).into_iter().flat_map(|r| r.addresses.clone()));
             self.since.remove(id);
             match self.calc.endpoints().contains_key(id) {
                 true => _ = self.waiting.insert(id.clone()),
                 false => _ = self.waiting.remove(id),
+            }
+        }
+        for id in &changes.policies {
+            self.policies_since.remove(id);
+            match self.calc.active(id) {
+                Some(_) => _ = self.policies_waiting.insert(id.clone()),
+                None => _ = self.policies_waiting.remove(id),
             }
         }
         if !changes.policies.is_empty() {
@@ -202,6 +244,8 @@ impl Engine {
         if self.wants().is_empty() {
             // An audit, and not a look after a failure: the time to try again what was refused.
             for family in Family::ALL {
+                self.broken[family as usize].tried.clear();
+                self.mend_sets(family);
                 let held = self.desired.held(family).map(|(key, _)| key.clone()).collect();
                 self.quarantines[family as usize].retry(held);
             }
@@ -212,6 +256,8 @@ impl Engine {
                 // Somebody has been at our rules: nothing is certain until they are mended.
                 self.waiting.extend(self.calc.endpoints().keys().cloned());
                 self.since.clear();
+                self.policies_waiting.extend(self.calc.active_policies().map(|policy| policy.id.clone()));
+                self.policies_since.clear();
             }
         }
         if let Some(sets) = observed.sets {
@@ -231,14 +277,18 @@ impl Engine {
         let mut keys: [BTreeSet<Key>; 2] = Default::default();
         let mut steps = Vec::new();
         let idle = if self.in_sync { self.calc.members_mut().take_idle() } else { Vec::new() };
-        for (kernel, (family, keys)) in self.kernels.iter_mut().zip(Family::ALL.into_iter().zip(&mut keys)) {
+        for family in Family::ALL {
+            let kernel = &self.kernels[family as usize];
             if self.in_sync && kernel.knows_rules() && kernel.knows_sets() {
                 self.desired.release(family, self.quarantines[family as usize].next_trial());
-                kernel.mark(self.desired.take_changed(family));
+                self.hold_users_of_broken_sets(family);
             }
+        }
+        for (kernel, (family, keys)) in self.kernels.iter_mut().zip(Family::ALL.into_iter().zip(&mut keys)) {
             keys.clone_from(kernel.dirty());
             steps.extend(if self.in_sync {
-                kernel.plan(&self.desired, self.calc.members_mut(), &idle, self.config.jumps)
+                let broken = &self.broken[family as usize].sets;
+                kernel.plan(&self.desired, self.calc.members_mut(), &idle, broken, self.config.jumps)
             } else {
                 kernel.close(&self.desired, self.config.jumps)
             });
@@ -251,7 +301,7 @@ impl Engine {
             return Plan::default();
         }
         self.last_plan.0 += 1;
-        let kinds = steps.iter().map(|step| (step.family(), matches!(step, Step::Restore { .. })));
+        let kinds = steps.iter().map(|step| (step.family(), step.set().map(str::to_string)));
         self.in_flight = Some(InFlight { id: self.last_plan, steps: kinds.collect(), keys });
         // A change may have left an endpoint's rules as they were.
         self.settle(self.last_seen);
@@ -263,15 +313,22 @@ impl Engine {
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.id == plan) else { return };
         let mut results = outcome.results.into_iter().chain(std::iter::repeat(StepResult::Skipped));
         let mut uncertain = BTreeSet::new();
-        for (family, restores) in &in_flight.steps {
+        for (family, set) in &in_flight.steps {
             match results.next().expect("the chain has no end") {
-                StepResult::Done if *restores => self.quarantines[*family as usize].accepted(),
+                StepResult::Done if set.is_none() => self.quarantines[*family as usize].accepted(),
                 StepResult::Done => {}
                 StepResult::Failed(reason) => {
-                    if *restores {
-                        self.suspect(*family, &in_flight.keys[*family as usize], &reason);
+                    match set {
+                        Some(set) => {
+                            let broken = &mut self.broken[*family as usize];
+                            broken.sets.insert(set.clone(), reason);
+                            broken.fresh = true;
+                        }
+                        None => {
+                            self.suspect(*family, &in_flight.keys[*family as usize], &reason);
+                            self.failures.insert(*family, reason);
+                        }
                     }
-                    self.failures.insert(*family, reason);
                     uncertain.insert(*family);
                 }
                 StepResult::Skipped => _ = uncertain.insert(*family),
@@ -280,8 +337,11 @@ impl Engine {
         for family in Family::ALL {
             if uncertain.contains(&family) {
                 self.kernels[family as usize].forget();
-            } else if in_flight.steps.iter().any(|(done, _)| *done == family) {
-                self.failures.remove(&family);
+            } else if in_flight.steps.iter().any(|(done, _)| *done == family)
+                && self.failures.remove(&family).is_some()
+            {
+                // It was not for the sets alone, or not at all: they may be tried once more.
+                self.broken[family as usize].tried.clear();
             }
         }
         self.settle(outcome.at);
@@ -348,7 +408,73 @@ impl Engine {
     /// Everything that one family's kernel should hold, to run packets through with [`crate::sim::run`]. Compiled anew: for
     /// people, not for the hot path.
     pub fn program(&self, family: Family) -> Program {
-        self.desired.layout().program(&self.calc.snapshot(), family)
+        let mut program = self.desired.layout().program(&self.calc.snapshot(), family);
+        close_held(&mut program, &self.desired);
+        program
+    }
+
+    /// What happens to a flow, rule by rule.
+    ///
+    /// # Errors
+    /// Why that cannot be told, in words.
+    pub fn explain(&self, question: &Question) -> Result<Explanation, String> {
+        let rendered = |family| self.program(family);
+        trace::explain(self.calc.state(), self.desired.layout(), &self.config.node, rendered, question)
+    }
+
+    /// A proposed change, to be compared with what is in force by whoever has the time. Takes a copy of the cluster.
+    pub fn proposal(&self, proposed: Vec<Update>) -> Proposal {
+        Proposal { state: self.calc.state().clone(), prefix: self.config.interface_prefix.clone(), proposed }
+    }
+
+    /// Every place in our rules where a packet is logged, by the prefix that it is logged with. Changes with the rules.
+    pub fn log_points(&self) -> BTreeMap<String, Point> {
+        let mut points = BTreeMap::new();
+        let layout = self.desired.layout();
+        for family in Family::ALL {
+            let endpoints = self.calc.endpoints().values().flat_map(|r| layout.endpoint(family, r));
+            let policies = self.calc.active_policies().flat_map(|policy| layout.policy(family, policy));
+            for (_, chain) in endpoints.chain(policies) {
+                for rule in chain.rules {
+                    if let Verdict::Log(point) = rule.verdict {
+                        points.insert(drops::prefix(&point), *point);
+                    }
+                }
+            }
+        }
+        points
+    }
+
+    /// The rules and sets of one pod of this node as the kernel is told them, in the spelling of `iptables-save`. `None`: no
+    /// such pod here.
+    pub fn render(&self, namespace: &str, name: &str) -> Option<String> {
+        let pod = PodId::new(namespace, name);
+        let resolved: Vec<&Resolved> =
+            self.calc.endpoints().values().filter(|resolved| resolved.pod == pod).collect();
+        (!resolved.is_empty()).then(|| render_pod(&self.desired, self.calc.members(), &resolved))
+    }
+
+    /// Every policy: whom it governs here, and since when its current generation is in force.
+    pub fn policies(&self) -> Vec<PolicyStatus> {
+        let mut governed: BTreeMap<&PolicyId, BTreeSet<&EndpointId>> = BTreeMap::new();
+        for (id, resolved) in self.calc.endpoints() {
+            for (policy, _) in each_policy(resolved) {
+                governed.entry(policy).or_default().insert(id);
+            }
+        }
+        let status = |policy: &std::sync::Arc<Policy>| {
+            let endpoints = governed.get(&policy.id).map_or(0, BTreeSet::len);
+            let since = self.policies_since.get(&policy.id).copied();
+            let reason = match (endpoints, since) {
+                (_, Some(_)) => None,
+                (0, None) => Some("it selects no pod of this node".to_string()),
+                (_, None) => self.policy_obstacle(&policy.id),
+            };
+            PolicyStatus::new(policy, endpoints, since, reason)
+        };
+        let mut policies: Vec<&std::sync::Arc<Policy>> = self.calc.state().policies().collect();
+        policies.sort_by_key(|policy| (policy.tier, policy.order, policy.id.clone()));
+        policies.into_iter().map(status).collect()
     }
 
     /// The snapshot, for views.
@@ -364,6 +490,10 @@ impl Engine {
             reason: reason.clone(),
         });
         let held = Family::ALL.into_iter().flat_map(|family| self.held(family));
+        let broken = Family::ALL.into_iter().filter(|family| self.users_of_broken_sets(*family).is_empty());
+        let broken = broken.flat_map(|family| &self.broken[family as usize].sets).map(|(set, reason)| {
+            Problem { object: "kernel".into(), field: format!("set {set}"), reason: reason.clone() }
+        });
         let refused = self.calc.state().policies().flat_map(|policy| policy.problems.iter().cloned());
         let sizes: Vec<usize> = self.calc.members().sets().map(|(_, set)| set.len()).collect();
         EngineStatus {
@@ -373,7 +503,7 @@ impl Engine {
             active_policies: self.calc.active_policies().len(),
             sets: sizes.len(),
             set_members: sizes.iter().sum(),
-            problems: failed.chain(held).chain(refused).collect(),
+            problems: failed.chain(held).chain(broken).chain(refused).collect(),
         }
     }
 
@@ -405,6 +535,54 @@ impl Engine {
         }
     }
 
+    /// A set that cannot be as it should keeps its policies closed, and nothing else.
+    fn hold_users_of_broken_sets(&mut self, family: Family) {
+        if !std::mem::take(&mut self.broken[family as usize].fresh) {
+            self.mend_sets(family);
+        }
+        for (key, reason) in self.users_of_broken_sets(family) {
+            if !self.desired.held(family).any(|(held, _)| *held == key) {
+                self.desired.hold(family, vec![key], &reason);
+            }
+        }
+        self.kernels[family as usize].mark(self.desired.take_changed(family));
+    }
+
+    /// Gives the sets that the kernel has refused another chance, and their policies with them.
+    fn mend_sets(&mut self, family: Family) {
+        let Broken { sets, tried, .. } = &self.broken[family as usize];
+        let chances: BTreeSet<String> = sets.keys().filter(|name| !tried.contains(*name)).cloned().collect();
+        if chances.is_empty() {
+            return;
+        }
+        let users = self.users_of_broken_sets(family).into_iter().map(|(key, _)| key).collect();
+        let broken = &mut self.broken[family as usize];
+        broken.sets.retain(|name, _| !chances.contains(name));
+        broken.tried.extend(chances);
+        self.desired.release(family, users);
+        let kernel = &mut self.kernels[family as usize];
+        kernel.compare_sets();
+        kernel.mark(self.desired.take_changed(family));
+    }
+
+    fn users_of_broken_sets(&self, family: Family) -> Vec<(Key, String)> {
+        let broken = &self.broken[family as usize].sets;
+        let mut users = Vec::new();
+        if broken.is_empty() {
+            return users;
+        }
+        for policy in self.calc.active_policies() {
+            let names = sets_of(policy).into_iter().map(|key| set_name(family, &key.suffix()));
+            let Some(reason) = names.filter_map(|name| broken.get(&name)).next() else { continue };
+            for direction in Direction::ALL {
+                if policy.rules(direction).is_some() {
+                    users.push(((Table::Filter, policy_chain(&policy.id, direction)), reason.clone()));
+                }
+            }
+        }
+        users
+    }
+
     /// The kernel has refused a family's rules. Which of the policies in them is it?
     fn suspect(&mut self, family: Family, keys: &BTreeSet<Key>, reason: &str) {
         let policies = keys.iter().filter(|(_, name)| is_policy_chain(name)).cloned().collect();
@@ -430,6 +608,46 @@ impl Engine {
             self.waiting.remove(&id);
             self.since.insert(id, at);
         }
+        let (waiting, ready) = std::mem::take(&mut self.policies_waiting)
+            .into_iter()
+            .partition(|id| self.policy_obstacle(id).is_some());
+        self.policies_waiting = waiting;
+        let ready: BTreeSet<PolicyId> = ready;
+        self.policies_since.extend(ready.into_iter().map(|id| (id, at)));
+    }
+
+    /// What stands between a policy's rules and the kernel, in words.
+    fn policy_obstacle(&self, id: &PolicyId) -> Option<String> {
+        let policy = self.calc.active(id)?;
+        if !self.in_sync {
+            return Some("the source is not in sync yet".into());
+        }
+        let chains = Direction::ALL.map(|direction| policy_chain(id, direction));
+        for (family, kernel) in Family::ALL.into_iter().zip(&self.kernels) {
+            if !kernel.knows_rules() || !kernel.knows_sets() {
+                return Some(self.unknown_kernel(family));
+            }
+            let mut held = self.desired.held(family);
+            if let Some((_, reason)) = held.find(|((_, held), _)| chains.contains(held)) {
+                return Some(format!("the kernel refused it: {reason}"));
+            }
+            let in_flight = self.in_flight.iter().flat_map(|in_flight| &in_flight.keys[family as usize]);
+            if kernel.dirty().iter().chain(in_flight).any(|(_, name)| chains.contains(name)) {
+                return Some("its rules are being written".into());
+            }
+            let mut sets = sets_of(policy).into_iter().filter(|key| key.exists_in(family));
+            if sets.any(|key| !kernel.has_set(&key.suffix())) {
+                return Some("its sets are being written".into());
+            }
+        }
+        None
+    }
+
+    fn unknown_kernel(&self, family: Family) -> String {
+        match self.failures.get(&family) {
+            Some(reason) => format!("the kernel refused: {reason}"),
+            None => "the kernel's rules have not been read yet".into(),
+        }
     }
 
     /// What stands between an endpoint's policy and the kernel, in words.
@@ -442,10 +660,7 @@ impl Engine {
         }
         for (family, kernel) in Family::ALL.into_iter().zip(&self.kernels) {
             if !kernel.knows_rules() || !kernel.knows_sets() {
-                return Some(match self.failures.get(&family) {
-                    Some(reason) => format!("the kernel refused: {reason}"),
-                    None => "the kernel's rules have not been read yet".into(),
-                });
+                return Some(self.unknown_kernel(family));
             }
             let held = |name: &str| self.desired.held(family).find(|((_, held), _)| held == name);
             for (policy, direction) in each_policy(resolved) {
@@ -457,8 +672,7 @@ impl Engine {
             if kernel.dirty().iter().chain(in_flight).any(|key| self.concerns(key, resolved)) {
                 return Some("its rules are being written".into());
             }
-            let policies =
-                Direction::ALL.into_iter().flat_map(|direction| resolved.access.policies(direction));
+            let policies = each_policy(resolved).map(|(policy, _)| policy);
             let missing = |policy: &Policy| {
                 let sets = sets_of(policy);
                 sets.iter().any(|key| key.exists_in(family) && !kernel.has_set(&key.suffix()))
@@ -486,7 +700,7 @@ impl Engine {
                     .access
                     .policies(direction)
                     .iter()
-                    .any(|policy| *name == policy_chain(policy, direction))
+                    .any(|governing| *name == policy_chain(&governing.id, direction))
             }),
             (false, false) => true,
         }
@@ -498,7 +712,7 @@ fn governs(resolved: &Resolved, policy: &PolicyId) -> bool {
 }
 
 fn each_policy(resolved: &Resolved) -> impl Iterator<Item = (&PolicyId, Direction)> {
-    let of = |direction| resolved.access.policies(direction).iter().map(move |policy| (policy, direction));
+    let of = |direction| resolved.access.policies(direction).iter().map(move |g| (&g.id, direction));
     Direction::ALL.into_iter().flat_map(of)
 }
 

@@ -1,12 +1,16 @@
 //! A policy rule taken apart into conjunctions, each of which one kernel rule can express: a condition on the other side's
-//! address and a condition on the destination port. Knows nothing of who is in which set.
+//! address, a condition on the destination port, and whatever else Calico's rules ask. Knows nothing of who is in which
+//! set.
 
 use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 
 use crate::ir::{Member, SetKind};
-use crate::model::{Direction, Family, Peer, PodSelector, Policy, Port, Protocol, Rule, Str};
+use crate::model::{
+    Conditions, Direction, Entity, Family, IcmpMatch, NamespaceScope, Peer, PodSelector, Policy, Port,
+    PortRange, Protocol, Rule, Str, Which,
+};
 use crate::names::{describe_pods, set_suffix};
 
 /// What a set holds; equal keys are one set.
@@ -20,6 +24,8 @@ pub enum SetKey {
     LocalPorts(Protocol, Str),
     /// These blocks, all of one family, none of them a /0; sorted.
     Nets(Vec<IpNetwork>),
+    /// The addresses of pods and the blocks of NetworkSets.
+    Entities(PodSelector),
 }
 
 impl SetKey {
@@ -28,14 +34,14 @@ impl SetKey {
         match self {
             SetKey::Pods(_) => SetKind::Ip,
             SetKey::Ports(..) | SetKey::LocalPorts(..) => SetKind::IpPort,
-            SetKey::Nets(_) => SetKind::Net,
+            SetKey::Nets(_) | SetKey::Entities(_) => SetKind::Net,
         }
     }
 
     /// The families in which it exists: a list of blocks in its own only.
     pub fn exists_in(&self, family: Family) -> bool {
         match self {
-            SetKey::Pods(_) | SetKey::Ports(..) | SetKey::LocalPorts(..) => true,
+            SetKey::Pods(_) | SetKey::Ports(..) | SetKey::LocalPorts(..) | SetKey::Entities(_) => true,
             SetKey::Nets(nets) => nets.first().is_some_and(|net| Family::of(net.ip()) == family),
         }
     }
@@ -44,7 +50,7 @@ impl SetKey {
     pub fn fixed_members(&self) -> impl Iterator<Item = Member> {
         let nets = match self {
             SetKey::Nets(nets) => nets.as_slice(),
-            SetKey::Pods(_) | SetKey::Ports(..) | SetKey::LocalPorts(..) => &[],
+            SetKey::Pods(_) | SetKey::Ports(..) | SetKey::LocalPorts(..) | SetKey::Entities(_) => &[],
         };
         nets.iter().map(|net| Member::Net(*net))
     }
@@ -62,6 +68,11 @@ impl SetKey {
                 vec!["local".to_string(), protocol.lower().to_string(), name.to_string()]
             }
             SetKey::Nets(nets) => nets.iter().map(ToString::to_string).collect(),
+            SetKey::Entities(selector) => {
+                let mut parts = vec!["entities".to_string()];
+                parts.extend(describe_pods(selector));
+                parts
+            }
         };
         parts.insert(0, "set".into());
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -99,6 +110,94 @@ pub enum PortCondition {
     InSet(SetKey),
 }
 
+impl PeerCondition {
+    fn exists_in(&self, family: Family) -> bool {
+        match self {
+            PeerCondition::Anyone | PeerCondition::ByPort => true,
+            PeerCondition::AnyoneOf(own) | PeerCondition::NotInSet(own, _) => *own == family,
+            PeerCondition::InBlock(net, _) => Family::of(net.ip()) == family,
+            PeerCondition::InSet(key) => key.exists_in(family),
+        }
+    }
+
+    fn set(&self) -> Option<&SetKey> {
+        match self {
+            PeerCondition::InSet(key)
+            | PeerCondition::InBlock(_, Some(key))
+            | PeerCondition::NotInSet(_, key) => Some(key),
+            PeerCondition::Anyone
+            | PeerCondition::AnyoneOf(_)
+            | PeerCondition::InBlock(_, None)
+            | PeerCondition::ByPort => None,
+        }
+    }
+}
+
+/// A further condition, as only Calico's rules have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// Only this family.
+    Family(Family),
+    /// The address of that side.
+    Address(Which, PeerCondition),
+    /// The address of that side is not in this set; holds in a family in which the set does not exist.
+    NotIn(Which, SetKey),
+    /// IP protocol number.
+    Protocol(u8),
+    /// Any other IP protocol number.
+    NotProtocol(u8),
+    /// ICMP of this family, of this type, or of any other with `negated`.
+    Icmp {
+        /// ICMP or ICMPv6.
+        family: Family,
+        /// Type and code.
+        icmp: IcmpMatch,
+        /// Anything but that.
+        negated: bool,
+    },
+    /// The protocol is this and the source port in one of these ranges, or in none with `negated`.
+    SourcePorts {
+        /// Which.
+        protocol: Protocol,
+        /// Within the 15 slots of one rule.
+        ranges: Vec<PortRange>,
+        /// None of them.
+        negated: bool,
+    },
+    /// The protocol is this and the destination port in none of these ranges, within the 15 slots of one rule.
+    NotPorts(Protocol, Vec<PortRange>),
+    /// Destination address, protocol and port are not a member of this set.
+    NotInPorts(SetKey),
+}
+
+impl Extra {
+    fn exists_in(&self, family: Family) -> bool {
+        match self {
+            Extra::Family(own) | Extra::Icmp { family: own, .. } => *own == family,
+            Extra::Address(_, condition) => condition.exists_in(family),
+            Extra::NotIn(..)
+            | Extra::Protocol(_)
+            | Extra::NotProtocol(_)
+            | Extra::SourcePorts { .. }
+            | Extra::NotPorts(..)
+            | Extra::NotInPorts(_) => true,
+        }
+    }
+
+    fn set(&self) -> Option<&SetKey> {
+        match self {
+            Extra::Address(_, condition) => condition.set(),
+            Extra::NotIn(_, key) | Extra::NotInPorts(key) => Some(key),
+            Extra::Family(_)
+            | Extra::Protocol(_)
+            | Extra::NotProtocol(_)
+            | Extra::Icmp { .. }
+            | Extra::SourcePorts { .. }
+            | Extra::NotPorts(..) => None,
+        }
+    }
+}
+
 /// One conjunction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -106,29 +205,61 @@ pub struct Grant {
     pub peer: PeerCondition,
     /// To which port.
     pub port: PortCondition,
+    /// What else must hold.
+    pub more: Vec<Extra>,
 }
 
 impl Grant {
     /// Does it say anything in this family?
     pub fn exists_in(&self, family: Family) -> bool {
-        match &self.peer {
-            PeerCondition::Anyone | PeerCondition::ByPort => true,
-            PeerCondition::AnyoneOf(own) | PeerCondition::NotInSet(own, _) => *own == family,
-            PeerCondition::InBlock(net, _) => Family::of(net.ip()) == family,
-            PeerCondition::InSet(key) => key.exists_in(family),
-        }
+        self.peer.exists_in(family) && self.more.iter().all(|extra| extra.exists_in(family))
+    }
+
+    /// Every set that it speaks of.
+    pub fn sets(&self) -> impl Iterator<Item = &SetKey> {
+        let port = match &self.port {
+            PortCondition::InSet(key) => Some(key),
+            PortCondition::Anything | PortCondition::Protocol(_) | PortCondition::Ranges(..) => None,
+        };
+        self.peer.set().into_iter().chain(port).chain(self.more.iter().filter_map(Extra::set))
     }
 }
 
 /// How many port slots one multiport match has.
 pub const PORT_SLOTS: usize = 15;
 
-/// Takes a rule apart. One that was refused opens nothing.
+/// Takes a rule apart: what it matches, whatever it then does. One that was refused matches nothing, or everything where it
+/// denies.
 pub fn grants(rule: &Rule, direction: Direction) -> Vec<Grant> {
-    if rule.refused {
-        return Vec::new();
+    match rule.refused_matches() {
+        Some(false) => return Vec::new(),
+        Some(true) => {
+            let (peer, port) = (PeerCondition::Anyone, PortCondition::Anything);
+            return vec![Grant { peer, port, more: Vec::new() }];
+        }
+        None => {}
     }
-    let numeric = numeric_ports(rule);
+    let mut grants = by_peer_and_port(rule, direction);
+    if let Some(conditions) = &rule.more {
+        for alternatives in extras(conditions, direction) {
+            let narrowed = grants.iter().flat_map(|grant| {
+                alternatives.iter().map(|more| {
+                    let mut grant = grant.clone();
+                    grant.more.extend(more.iter().cloned());
+                    grant
+                })
+            });
+            grants = narrowed.collect();
+        }
+    }
+    grants
+}
+
+fn by_peer_and_port(rule: &Rule, direction: Direction) -> Vec<Grant> {
+    let numeric = match &rule.ports {
+        None => vec![PortCondition::Anything],
+        Some(ports) => numeric_ports(ports),
+    };
     let named: Vec<(Protocol, &Str)> = rule
         .ports
         .iter()
@@ -140,8 +271,17 @@ pub fn grants(rule: &Rule, direction: Direction) -> Vec<Grant> {
         .collect();
 
     let mut grants = Vec::new();
-    for (peer, selector) in peer_conditions(rule) {
-        grants.extend(numeric.iter().map(|port| Grant { peer: peer.clone(), port: port.clone() }));
+    let more = Vec::new();
+    let peers = match &rule.peers {
+        None => vec![(PeerCondition::Anyone, None)],
+        Some(peers) => peer_conditions(peers),
+    };
+    for (peer, selector) in peers {
+        grants.extend(numeric.iter().map(|port| Grant {
+            peer: peer.clone(),
+            port: port.clone(),
+            more: more.clone(),
+        }));
         for (protocol, name) in &named {
             let (peer, key) = match (direction, &selector) {
                 // The destination is the policed pod itself.
@@ -153,7 +293,7 @@ pub fn grants(rule: &Rule, direction: Direction) -> Vec<Grant> {
                     (peer.clone(), SetKey::Ports(PodSelector::everything(), *protocol, (*name).clone()))
                 }
             };
-            grants.push(Grant { peer, port: PortCondition::InSet(key) });
+            grants.push(Grant { peer, port: PortCondition::InSet(key), more: more.clone() });
         }
     }
     grants
@@ -164,19 +304,7 @@ pub fn sets_of(policy: &Policy) -> Vec<SetKey> {
     let mut keys = Vec::new();
     for direction in Direction::ALL {
         for grant in policy.rules(direction).into_iter().flatten().flat_map(|rule| grants(rule, direction)) {
-            match grant.peer {
-                PeerCondition::InSet(key)
-                | PeerCondition::InBlock(_, Some(key))
-                | PeerCondition::NotInSet(_, key) => keys.push(key),
-                PeerCondition::Anyone
-                | PeerCondition::AnyoneOf(_)
-                | PeerCondition::InBlock(_, None)
-                | PeerCondition::ByPort => {}
-            }
-            match grant.port {
-                PortCondition::InSet(key) => keys.push(key),
-                PortCondition::Anything | PortCondition::Protocol(_) | PortCondition::Ranges(..) => {}
-            }
+            keys.extend(grant.sets().cloned());
         }
     }
     keys.sort();
@@ -184,9 +312,94 @@ pub fn sets_of(policy: &Policy) -> Vec<SetKey> {
     keys
 }
 
+/// What a rule's further conditions ask: one list of alternatives for each, of which one must hold.
+fn extras(conditions: &Conditions, direction: Direction) -> Vec<Vec<Vec<Extra>>> {
+    let Conditions {
+        family,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        any_of,
+        none_of,
+        source_ports,
+        not_source_ports,
+        not_ports,
+    } = conditions;
+    // Without the one ICMP or the other nothing has a type.
+    let icmp_family = if *protocol == Some(58) { Family::Ipv6 } else { Family::Ipv4 };
+    let typed = |icmp: &Option<IcmpMatch>, negated| {
+        icmp.map(|icmp| Extra::Icmp { family: icmp_family, icmp, negated })
+    };
+    let mut all: Vec<Extra> = Vec::new();
+    all.extend(family.map(Extra::Family));
+    all.extend(typed(icmp, false));
+    all.extend(typed(not_icmp, true));
+    if icmp.is_none() && not_icmp.is_none() {
+        all.extend(protocol.map(Extra::Protocol));
+    }
+    all.extend(not_protocol.map(Extra::NotProtocol));
+    for (which, peer) in none_of {
+        all.extend(none_of_peer(*which, peer));
+    }
+    if let Some((protocol, ranges)) = not_source_ports {
+        all.extend(pieces(merged(ranges.clone())).into_iter().map(|ranges| Extra::SourcePorts {
+            protocol: *protocol,
+            ranges,
+            negated: true,
+        }));
+    }
+    all.extend(none_of_ports(not_ports, direction));
+
+    let mut lists = vec![vec![all]];
+    for (which, peers) in any_of {
+        let conditions = peer_conditions(peers);
+        lists.push(conditions.into_iter().map(|(peer, _)| vec![Extra::Address(*which, peer)]).collect());
+    }
+    if let Some((protocol, ranges)) = source_ports {
+        let one = |ranges| vec![Extra::SourcePorts { protocol: *protocol, ranges, negated: false }];
+        lists.push(pieces(merged(ranges.clone())).into_iter().map(one).collect());
+    }
+    lists
+}
+
+fn none_of_peer(which: Which, peer: &Peer) -> Vec<Extra> {
+    peer_conditions(std::slice::from_ref(peer))
+        .into_iter()
+        .filter_map(|(condition, _)| match condition {
+            PeerCondition::InSet(key) => Some(Extra::NotIn(which, key)),
+            PeerCondition::InBlock(net, _) => Some(Extra::NotIn(which, SetKey::Nets(vec![net]))),
+            // Of a family nobody is left.
+            PeerCondition::AnyoneOf(Family::Ipv4) => Some(Extra::Family(Family::Ipv6)),
+            PeerCondition::AnyoneOf(Family::Ipv6) => Some(Extra::Family(Family::Ipv4)),
+            // Blocks with holes are Kubernetes', which has no negated peers.
+            PeerCondition::NotInSet(..) | PeerCondition::Anyone | PeerCondition::ByPort => None,
+        })
+        .collect()
+}
+
+fn none_of_ports(ports: &[Port], direction: Direction) -> Vec<Extra> {
+    let mut all = Vec::new();
+    for condition in numeric_ports(ports) {
+        match condition {
+            PortCondition::Ranges(protocol, ranges) => all.push(Extra::NotPorts(protocol, ranges)),
+            PortCondition::Protocol(protocol) => all.push(Extra::NotProtocol(protocol.number())),
+            PortCondition::Anything | PortCondition::InSet(_) => {}
+        }
+    }
+    for port in ports {
+        if let Port::Named(protocol, name) = port {
+            all.push(Extra::NotInPorts(match direction {
+                Direction::Ingress => SetKey::LocalPorts(*protocol, name.clone()),
+                Direction::Egress => SetKey::Ports(PodSelector::everything(), *protocol, name.clone()),
+            }));
+        }
+    }
+    all
+}
+
 /// One condition for each group of peers that a rule can ask for at once; with the selector where they are pods.
-fn peer_conditions(rule: &Rule) -> Vec<(PeerCondition, Option<PodSelector>)> {
-    let Some(peers) = &rule.peers else { return vec![(PeerCondition::Anyone, None)] };
+fn peer_conditions(peers: &[Peer]) -> Vec<(PeerCondition, Option<PodSelector>)> {
     let mut conditions = Vec::new();
     let mut plain: BTreeMap<Family, Vec<IpNetwork>> = BTreeMap::new();
     for peer in peers {
@@ -194,6 +407,15 @@ fn peer_conditions(rule: &Rule) -> Vec<(PeerCondition, Option<PodSelector>)> {
             Peer::Pods(selector) => {
                 conditions
                     .push((PeerCondition::InSet(SetKey::Pods(selector.clone())), Some(selector.clone())));
+            }
+            Peer::Entities(selector) => {
+                let set = SetKey::Entities(selector.clone());
+                conditions.push((PeerCondition::InSet(set), Some(selector.clone())));
+            }
+            Peer::Nodes(labels) => {
+                let namespaces = NamespaceScope::Named(Entity::NODES.into());
+                let nodes = PodSelector { namespaces, pods: labels.clone() };
+                conditions.push((PeerCondition::InSet(SetKey::Pods(nodes.clone())), Some(nodes)));
             }
             Peer::Block(block) if block.except.is_empty() => {
                 plain.entry(Family::of(block.cidr.ip())).or_default().push(block.cidr);
@@ -226,8 +448,7 @@ fn peer_conditions(rule: &Rule) -> Vec<(PeerCondition, Option<PodSelector>)> {
 }
 
 /// Numeric ports, merged and cut into pieces of one rule each. Named ones are not here.
-fn numeric_ports(rule: &Rule) -> Vec<PortCondition> {
-    let Some(ports) = &rule.ports else { return vec![PortCondition::Anything] };
+fn numeric_ports(ports: &[Port]) -> Vec<PortCondition> {
     let mut conditions = Vec::new();
     for protocol in Protocol::ALL {
         if ports.contains(&Port::All(protocol)) {
@@ -238,26 +459,30 @@ fn numeric_ports(rule: &Rule) -> Vec<PortCondition> {
             Port::Range(p, first, last) if *p == protocol => Some((*first, *last)),
             Port::Range(..) | Port::All(_) | Port::Named(..) => None,
         });
-        let mut piece = Vec::new();
-        let mut slots = 0;
-        for range in merged(ranges.collect()) {
-            let cost = if range.0 == range.1 { 1 } else { 2 };
-            if slots + cost > PORT_SLOTS {
-                conditions.push(PortCondition::Ranges(protocol, std::mem::take(&mut piece)));
-                slots = 0;
-            }
-            slots += cost;
-            piece.push(range);
-        }
-        if !piece.is_empty() {
-            conditions.push(PortCondition::Ranges(protocol, piece));
-        }
+        let pieces = pieces(merged(ranges.collect()));
+        conditions.extend(pieces.into_iter().map(|piece| PortCondition::Ranges(protocol, piece)));
     }
     conditions
 }
 
+/// Cut into lists that one rule can hold.
+fn pieces(ranges: Vec<PortRange>) -> Vec<Vec<PortRange>> {
+    let mut pieces = Vec::new();
+    let mut slots = PORT_SLOTS;
+    for range in ranges {
+        let cost = if range.0 == range.1 { 1 } else { 2 };
+        if slots + cost > PORT_SLOTS {
+            pieces.push(Vec::new());
+            slots = 0;
+        }
+        slots += cost;
+        pieces.last_mut().expect("the first range opens a piece").push(range);
+    }
+    pieces
+}
+
 /// Overlapping and adjacent ranges become one.
-fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+pub(crate) fn merged(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
     ranges.sort_unstable();
     let mut merged: Vec<(u16, u16)> = Vec::new();
     for (first, last) in ranges {
@@ -272,21 +497,15 @@ fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Action;
-
-    fn rule(ports: Vec<Port>) -> Rule {
-        Rule { action: Action::Accept, peers: None, ports: Some(ports), name: None, refused: false }
-    }
-
     #[test]
     fn multiport_has_15_slots_a_range_costs_2() {
         let singles: Vec<Port> =
             (0..16).map(|i| Port::Range(Protocol::Tcp, 100 + 2 * i, 100 + 2 * i)).collect();
-        let pieces = numeric_ports(&rule(singles));
+        let pieces = numeric_ports(&singles);
         assert_eq!(pieces.len(), 2);
         let ranges: Vec<Port> =
             (0..8).map(|i| Port::Range(Protocol::Tcp, 100 + 10 * i, 105 + 10 * i)).collect();
-        let pieces = numeric_ports(&rule(ranges));
+        let pieces = numeric_ports(&ranges);
         let lengths: Vec<usize> = pieces
             .iter()
             .map(|p| match p {
@@ -305,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_port_given_whole_swallows_its_numbers() {
-        let ports = numeric_ports(&rule(vec![Port::Range(Protocol::Udp, 53, 53), Port::All(Protocol::Udp)]));
+        let ports = numeric_ports(&[Port::Range(Protocol::Udp, 53, 53), Port::All(Protocol::Udp)]);
         assert_eq!(ports, [PortCondition::Protocol(Protocol::Udp)]);
     }
 }

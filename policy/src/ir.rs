@@ -4,12 +4,14 @@
 //! without touching what lies before.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use smallvec::SmallVec;
 
-use crate::model::{Family, Protocol};
+use crate::drops::Point;
+use crate::model::{Action, Direction, Family, IcmpMatch, PolicyId, PortRange, Protocol, Tier};
 
 /// The tables that we write to. Each is applied atomically, but not together with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,8 +94,19 @@ pub enum Match {
     Address(Side, IpNetwork),
     /// IP protocol number.
     Protocol(u8),
-    /// Destination port in one of these ranges (inclusive): at most 15 slots, a range takes two.
-    Ports(Protocol, Vec<(u16, u16)>),
+    /// Any other IP protocol number.
+    NotProtocol(u8),
+    /// The protocol is this, and the port of that side is in one of the ranges, or with `negated` in none.
+    Ports {
+        /// A protocol with ports.
+        protocol: Protocol,
+        /// Whose port.
+        side: Side,
+        /// Both ends included; at most 15 slots, a range takes two.
+        ranges: Vec<PortRange>,
+        /// In none of them.
+        negated: bool,
+    },
     /// The address is a member of the set, or with `negated` is not.
     Set {
         /// Kernel name.
@@ -103,14 +116,26 @@ pub enum Match {
         /// Not a member.
         negated: bool,
     },
-    /// Destination address, protocol and destination port together are a member of the set.
-    PortSet(String),
+    /// Destination address, protocol and destination port together are a member of the set, or with `negated` are not.
+    PortSet {
+        /// Kernel name.
+        name: String,
+        /// Not a member.
+        negated: bool,
+    },
     /// Conntrack state is one of these.
     State(SmallVec<[ConnState; 2]>),
     /// A TCP segment that does not open a connection (SYN set; ACK, FIN, RST clear would).
     TcpNotSyn,
-    /// ICMPv6 type.
-    Icmp6(u8),
+    /// ICMP of this family, of this type (and code), or with `negated` of any other.
+    Icmp {
+        /// ICMP or ICMPv6.
+        family: Family,
+        /// Type and code.
+        icmp: IcmpMatch,
+        /// Of any other.
+        negated: bool,
+    },
     /// IPv6 hop limit.
     HopLimit(u8),
     /// Of the mark, the bits under `mask` equal `value`, or with `negated` do not.
@@ -122,6 +147,8 @@ pub enum Match {
         /// Anything but `value`.
         negated: bool,
     },
+    /// Not more often than [`crate::drops::PER_SECOND`].
+    Seldom,
 }
 
 /// What a rule does.
@@ -144,6 +171,10 @@ pub enum Verdict {
         /// Replaced bits.
         mask: u32,
     },
+    /// Count, and go on.
+    Count,
+    /// Tell whoever listens to our NFLOG group; go on.
+    Log(Box<Point>),
 }
 
 /// One rule: conditions, an action, and words for whoever reads the table.
@@ -155,6 +186,23 @@ pub struct Rule {
     pub verdict: Verdict,
     /// Policy and rule by name, or what the rule is for.
     pub comment: String,
+    /// Whose rule it is, where it is a policy's.
+    pub origin: Option<Box<Origin>>,
+}
+
+/// Where a kernel rule comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// Which policy.
+    pub policy: PolicyId,
+    /// Its tier.
+    pub tier: Tier,
+    /// Of which direction.
+    pub direction: Direction,
+    /// Which of its rules, counted from 0, and what that does; `None`: the end of the policy.
+    pub rule: Option<(usize, Action)>,
+    /// It only counts.
+    pub staged: bool,
 }
 
 /// A chain of ours.
@@ -221,6 +269,17 @@ impl Member {
         match self {
             Member::Ip(ip) | Member::IpPort(ip, ..) => Family::of(*ip),
             Member::Net(net) => Family::of(net.ip()),
+        }
+    }
+}
+
+/// As `ipset` writes it.
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Member::Ip(ip) => ip.fmt(f),
+            Member::Net(net) => net.fmt(f),
+            Member::IpPort(ip, protocol, port) => write!(f, "{ip},{}:{port}", protocol.lower()),
         }
     }
 }

@@ -118,6 +118,11 @@ impl Kernel {
         self.dirty.extend(changed);
     }
 
+    /// Look at every set in the next plan, not only at those that changed.
+    pub fn compare_sets(&mut self) {
+        self.compare_sets = true;
+    }
+
     /// Chains that may not be as desired.
     pub fn dirty(&self) -> &BTreeSet<Key> {
         &self.dirty
@@ -154,12 +159,14 @@ impl Kernel {
         self.restore(script)
     }
 
-    /// The steps to what is desired. `idle`: suffixes of the sets that nobody wants any more.
+    /// The steps to what is desired. `idle`: suffixes of the sets that nobody wants any more. `broken`: sets that the kernel
+    /// has refused, which are not touched.
     pub fn plan(
         &mut self,
         desired: &Desired,
         members: &mut Members,
         idle: &[String],
+        broken: &BTreeMap<String, String>,
         jumps: JumpPosition,
     ) -> Vec<Step> {
         if self.chains.is_none() || self.sets.is_none() {
@@ -167,7 +174,7 @@ impl Kernel {
         }
         let changes = self.chain_changes(desired.chains(self.family));
         let spoken_of = self.sets_spoken_of(&changes, desired.chains(self.family));
-        let sets = self.set_changes(members, idle, &spoken_of);
+        let sets = self.set_changes(members, idle, broken, &spoken_of);
 
         let mut script = Script::default();
         for (key, change) in &changes {
@@ -244,6 +251,7 @@ impl Kernel {
         &mut self,
         members: &mut Members,
         idle: &[String],
+        broken: &BTreeMap<String, String>,
         spoken_of: &FxHashSet<String>,
     ) -> SetSteps {
         let family = self.family;
@@ -261,7 +269,8 @@ impl Kernel {
         named.sort();
         let wanted: BTreeSet<String> = named.iter().map(|(name, _)| name.clone()).collect();
 
-        for (name, id) in named {
+        // A set that the kernel has refused is left as it is until an audit gives it another chance.
+        for (name, id) in named.into_iter().filter(|(name, _)| !broken.contains_key(name)) {
             let flips = members.take_flips(id, family);
             let set = members.set(id).expect("named from it above");
             let kind = set.kind;
@@ -313,7 +322,7 @@ impl Kernel {
                 .filter(|name| sets.contains_key(name))
                 .collect()
         };
-        for name in gone {
+        for name in gone.into_iter().filter(|name| !broken.contains_key(name)) {
             sets.remove(&name);
             steps.after.push(Step::DestroySet { family, name });
         }

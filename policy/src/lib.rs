@@ -13,6 +13,7 @@
 pub mod calc;
 pub mod compile;
 pub mod desired;
+pub mod diff;
 pub mod drops;
 pub mod engine;
 pub mod grants;
@@ -29,6 +30,7 @@ pub mod render;
 pub mod selector;
 pub mod sim;
 pub mod state;
+pub mod trace;
 pub mod verdict;
 pub mod view;
 

@@ -16,9 +16,11 @@ use std::rc::Rc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::calc::{Access, Calc, Resolved, dispatchable_on};
-use crate::grants::{Grant, PeerCondition, PortCondition, grants};
+use crate::grants::{Extra, Grant, PeerCondition, PortCondition, SetKey, grants};
 use crate::ir::Member;
-use crate::model::{Direction, Family, Payload, PolicyId, Protocol};
+use crate::model::{
+    Action, Direction, Family, Payload, PolicyId, PolicyKind, PortRange, Protocol, Tier, Which,
+};
 use crate::verdict::tunnels;
 
 /// One direction of a conntrack entry.
@@ -129,7 +131,7 @@ pub struct Judge<'a> {
     /// Addresses of this node's endpoints.
     endpoints: FxHashMap<IpAddr, &'a Resolved>,
     own: FxHashSet<IpAddr>,
-    prepared: BTreeMap<(PolicyId, Direction), Rc<[Grant]>>,
+    prepared: BTreeMap<(PolicyId, Direction), Prepared>,
 }
 
 impl<'a> Judge<'a> {
@@ -151,68 +153,161 @@ impl<'a> Judge<'a> {
         }
         let ends = [(flow.source, Direction::Egress), (flow.destination, Direction::Ingress)];
         ends.into_iter().all(|(ip, direction)| match self.endpoints.get(&ip) {
-            Some(resolved) => self.direction_allows(resolved, direction, flow),
+            Some(resolved) => self.decide(resolved, direction, flow).allowed,
             None => true,
         })
     }
 
-    fn direction_allows(&mut self, resolved: &Resolved, direction: Direction, flow: &LiveFlow) -> bool {
-        if matches!(resolved.access, Access::Closed(_)) {
-            return false;
+    /// One endpoint's word on a flow from it or to it. Of the endpoint only its name counts: what holds for it is looked up.
+    pub fn decide(&mut self, endpoint: &Resolved, direction: Direction, flow: &LiveFlow) -> Decision {
+        let Some(resolved) = dispatchable_on(self.calc, &endpoint.interface) else {
+            return Decision { allowed: false, by: By::Closed("it has no rules") };
+        };
+        if let Access::Closed(why) = resolved.access {
+            return Decision { allowed: false, by: By::Closed(why.as_str()) };
         }
         if direction == Direction::Egress && tunnels(flow.payload) {
-            return false;
+            return Decision { allowed: false, by: By::Closed("tunnels do not leave a pod") };
         }
-        let policies = resolved.access.policies(direction);
-        if policies.is_empty() || (direction == Direction::Egress && self.own.contains(&flow.destination)) {
-            return true;
+        let to_node = direction == Direction::Egress && self.own.contains(&flow.destination);
+        let mut skipped = None;
+        let mut isolated = false;
+        for governing in resolved.access.enforced(direction) {
+            if skipped == Some(governing.tier) {
+                continue;
+            }
+            match governing.tier {
+                Tier::Baseline if isolated => break,
+                Tier::NetworkPolicy if to_node && governing.id.kind == PolicyKind::NetworkPolicy => {
+                    return Decision { allowed: true, by: By::OwnNode };
+                }
+                Tier::NetworkPolicy => isolated = true,
+                Tier::Admin | Tier::Baseline => {}
+            }
+            let rules = self.prepared(&governing.id, direction);
+            let mut rules = rules.iter();
+            let rule = rules.find(|(_, _, grants)| grants.iter().any(|g| self.matches(g, direction, flow)));
+            let by = |index: &usize| By::Rule(governing.id.clone(), *index);
+            match rule {
+                Some((index, Action::Accept, _)) => return Decision { allowed: true, by: by(index) },
+                Some((index, Action::Deny, _)) => return Decision { allowed: false, by: by(index) },
+                Some((_, Action::Pass, _)) => {
+                    skipped = Some(governing.tier);
+                    isolated = false;
+                }
+                Some((_, Action::Log, _)) | None => {}
+            }
         }
-        policies.iter().any(|policy| {
-            let grants = self.prepared(policy, direction);
-            grants.iter().any(|grant| self.matches(grant, direction, flow))
-        })
+        match (isolated, to_node) {
+            (false, _) => Decision { allowed: true, by: By::NoPolicy },
+            (true, true) => Decision { allowed: true, by: By::OwnNode },
+            (true, false) => Decision { allowed: false, by: By::Isolation },
+        }
     }
 
-    fn prepared(&mut self, id: &PolicyId, direction: Direction) -> Rc<[Grant]> {
+    fn prepared(&mut self, id: &PolicyId, direction: Direction) -> Prepared {
         let key = (id.clone(), direction);
         if let Some(known) = self.prepared.get(&key) {
             return known.clone();
         }
         let policy = self.calc.active(id).expect("a policy that governs an endpoint is active");
-        let rules = policy.rules(direction).unwrap_or_default();
-        let grants: Rc<[Grant]> = rules.iter().flat_map(|rule| grants(rule, direction)).collect();
-        self.prepared.insert(key, grants.clone());
-        grants
+        let rules = policy.rules(direction).into_iter().flatten().enumerate();
+        let rules = rules.filter(|(_, rule)| rule.action != Action::Log);
+        let prepared: Prepared =
+            rules.map(|(index, rule)| (index, rule.effect(), grants(rule, direction))).collect();
+        self.prepared.insert(key, prepared.clone());
+        prepared
     }
 
     fn matches(&self, grant: &Grant, direction: Direction, flow: &LiveFlow) -> bool {
-        let other = match direction {
-            Direction::Ingress => flow.source,
-            Direction::Egress => flow.destination,
+        let (own, other) = match direction {
+            Direction::Ingress => (flow.destination, flow.source),
+            Direction::Egress => (flow.source, flow.destination),
         };
-        let in_set = |key, member| self.calc.members().set_of(key).is_some_and(|set| set.holds(member));
-        let peer = match &grant.peer {
-            PeerCondition::Anyone | PeerCondition::ByPort => true,
-            PeerCondition::AnyoneOf(family) => Family::of(other) == *family,
-            PeerCondition::InSet(key) => in_set(key, Member::Ip(other)),
-            PeerCondition::InBlock(net, holes) => {
-                net.contains(other) && !holes.as_ref().is_some_and(|key| in_set(key, Member::Ip(other)))
+        let side = |which: &Which| if *which == Which::Own { own } else { other };
+        let family = Family::of(other);
+        let to_port = |protocol: &Protocol, ranges: &[PortRange], from: bool| match flow.payload {
+            Payload::Ports { protocol: found, source, port, .. } if found == *protocol => {
+                let port = if from { source } else { port };
+                Some(ranges.iter().any(|(first, last)| (*first..=*last).contains(&port)))
             }
-            PeerCondition::NotInSet(family, key) => {
-                Family::of(other) == *family && !in_set(key, Member::Ip(other))
-            }
+            Payload::Ports { .. } | Payload::Icmp { .. } | Payload::Other(_) => None,
         };
-        let port = match (&grant.port, flow.payload.destination_port()) {
-            (PortCondition::Anything, _) => true,
-            (PortCondition::Protocol(protocol), _) => protocol.number() == flow.payload.protocol(),
-            (PortCondition::Ranges(protocol, ranges), Some((found, port))) => {
-                *protocol == found && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
-            }
-            (PortCondition::InSet(key), Some((protocol, port))) => {
-                in_set(key, Member::IpPort(flow.destination, protocol, port))
-            }
-            (PortCondition::Ranges(..) | PortCondition::InSet(_), None) => false,
+        let port = match &grant.port {
+            PortCondition::Anything => true,
+            PortCondition::Protocol(protocol) => protocol.number() == flow.payload.protocol(),
+            PortCondition::Ranges(protocol, ranges) => to_port(protocol, ranges, false) == Some(true),
+            PortCondition::InSet(key) => self.in_ports(key, flow),
         };
-        peer && port
+        let extra = |extra: &Extra| match extra {
+            Extra::Family(wanted) => *wanted == family,
+            Extra::Address(which, condition) => self.is_at(condition, side(which)),
+            Extra::NotIn(which, key) => !self.in_set(key, side(which)),
+            Extra::Protocol(number) => flow.payload.protocol() == *number,
+            Extra::NotProtocol(number) => flow.payload.protocol() != *number,
+            Extra::Icmp { family, icmp, negated } => match flow.payload {
+                Payload::Icmp { family: found, kind, code } => {
+                    let same = kind == icmp.kind && icmp.code.is_none_or(|wanted| wanted == code);
+                    found == *family && same != *negated
+                }
+                Payload::Ports { .. } | Payload::Other(_) => false,
+            },
+            Extra::SourcePorts { protocol, ranges, negated } => {
+                to_port(protocol, ranges, true) == Some(!negated)
+            }
+            Extra::NotPorts(protocol, ranges) => to_port(protocol, ranges, false) == Some(false),
+            Extra::NotInPorts(key) => !self.in_ports(key, flow),
+        };
+        port && self.is_at(&grant.peer, other) && grant.more.iter().all(extra)
     }
+
+    fn is_at(&self, condition: &PeerCondition, ip: IpAddr) -> bool {
+        match condition {
+            PeerCondition::Anyone | PeerCondition::ByPort => true,
+            PeerCondition::AnyoneOf(family) => Family::of(ip) == *family,
+            PeerCondition::InSet(key) => self.in_set(key, ip),
+            PeerCondition::InBlock(net, holes) => {
+                net.contains(ip) && !holes.as_ref().is_some_and(|holes| self.in_set(holes, ip))
+            }
+            PeerCondition::NotInSet(family, key) => Family::of(ip) == *family && !self.in_set(key, ip),
+        }
+    }
+
+    fn in_set(&self, key: &SetKey, ip: IpAddr) -> bool {
+        self.calc.members().set_of(key).is_some_and(|set| set.holds(Member::Ip(ip)))
+    }
+
+    fn in_ports(&self, key: &SetKey, flow: &LiveFlow) -> bool {
+        flow.payload.destination_port().is_some_and(|(protocol, port)| {
+            let member = Member::IpPort(flow.destination, protocol, port);
+            self.calc.members().set_of(key).is_some_and(|set| set.holds(member))
+        })
+    }
+}
+
+/// Of each rule of a policy its place, what it does and what it matches.
+type Prepared = Rc<[(usize, Action, Vec<Grant>)]>;
+
+/// One direction's word on a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Let through.
+    pub allowed: bool,
+    /// What decided.
+    pub by: By,
+}
+
+/// What decided a direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A rule of a policy, counted from 0.
+    Rule(PolicyId, usize),
+    /// No policy has anything against it.
+    NoPolicy,
+    /// The pod is isolated and no policy allows it.
+    Isolation,
+    /// A pod always reaches its own node.
+    OwnNode,
+    /// Not a matter of policies.
+    Closed(&'static str),
 }

@@ -8,17 +8,19 @@
 //! points at. Members are counted: two pods may share an address for a while. Knows nothing of policies or of the kernel;
 //! what entered or left a set since the last look is kept in the set's `flips`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use crate::grants::SetKey;
 use crate::ir::{Member, SetKind};
 use crate::model::{
-    Addresses, EndpointId, Family, Labels, NamedPort, NamespaceScope, PodId, PodSelector, Protocol, Str,
+    Addresses, EndpointId, Entity, Family, Labels, NamedPort, NamespaceScope, PodId, PodSelector, Protocol,
+    Str,
 };
 use crate::selector::{Operator, Selector};
 use crate::state::{State, Workload};
@@ -34,6 +36,8 @@ pub struct DesiredSet {
     pub kind: SetKind,
     users: usize,
     members: FxHashMap<Member, u32>,
+    /// How many of its blocks have which prefix length.
+    lengths: BTreeMap<(Family, u8), usize>,
     /// What entered (false: was not in it) or left (true: was in it) since it was last taken.
     flips: FxHashMap<Member, bool>,
 }
@@ -55,9 +59,11 @@ impl DesiredSet {
     /// Would the kernel say that it matches? In a set of blocks an address does that lies in one of them.
     pub fn holds(&self, member: Member) -> bool {
         match (self.kind, member) {
-            (SetKind::Net, Member::Ip(ip)) => {
-                self.members.keys().any(|m| matches!(m, Member::Net(net) if net.contains(ip)))
-            }
+            (SetKind::Net, Member::Ip(ip)) => self.lengths.keys().any(|(family, length)| {
+                let net = (*family == Family::of(ip)).then(|| IpNetwork::new(ip, *length).ok()).flatten();
+                let net = net.and_then(|net| IpNetwork::new(net.network(), *length).ok());
+                net.is_some_and(|net| self.contains(&Member::Net(net)))
+            }),
             _ => self.contains(&member),
         }
     }
@@ -75,7 +81,13 @@ impl DesiredSet {
     fn enter(&mut self, member: Member) -> bool {
         let count = self.members.entry(member).or_insert(0);
         *count += 1;
-        *count == 1 && self.flip(member, false)
+        if *count > 1 {
+            return false;
+        }
+        if let Member::Net(net) = member {
+            *self.lengths.entry((member.family(), net.prefix())).or_default() += 1;
+        }
+        self.flip(member, false)
     }
 
     fn leave(&mut self, member: Member) -> bool {
@@ -85,6 +97,14 @@ impl DesiredSet {
             return false;
         }
         self.members.remove(&member);
+        if let Member::Net(net) = member {
+            let key = (member.family(), net.prefix());
+            let count = self.lengths.get_mut(&key).expect("counted when it entered");
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&key);
+            }
+        }
         self.flip(member, true)
     }
 
@@ -118,6 +138,7 @@ struct Entry {
     labels: Labels,
     addresses: Addresses,
     ports: Arc<[NamedPort]>,
+    nets: Arc<[IpNetwork]>,
     /// Sorted.
     groups: SmallVec<[GroupId; 4]>,
 }
@@ -174,6 +195,8 @@ pub struct Members {
     idle: BTreeSet<SetId>,
     /// Addresses that entered or left a set since last taken.
     moved: FxHashSet<IpAddr>,
+    /// A set of networks did, too.
+    moved_nets: bool,
 }
 
 impl Members {
@@ -192,24 +215,25 @@ impl Members {
             kind: key.kind(),
             users: 1,
             members: FxHashMap::default(),
+            lengths: BTreeMap::new(),
             flips: FxHashMap::default(),
         };
         for member in key.fixed_members() {
             set.enter(member);
         }
         match key {
-            SetKey::Pods(selector) | SetKey::Ports(selector, ..) => {
+            SetKey::Pods(selector) | SetKey::Entities(selector) | SetKey::Ports(selector, ..) => {
                 let group_id = self.group(selector, state);
                 let group = self.groups.get_mut(&group_id).expect("just found or made");
                 group.sets.push(id);
                 for workload in &group.members {
                     let entry = &self.workloads[workload];
-                    contributions(key, &entry.addresses, &entry.ports, |member| _ = set.enter(member));
+                    contributions(key, entry.parts(), |member| _ = set.enter(member));
                 }
             }
             SetKey::LocalPorts(..) => {
                 for local in self.local.values() {
-                    contributions(key, &local.addresses, &local.ports, |member| _ = set.enter(member));
+                    contributions(key, local.parts(), |member| _ = set.enter(member));
                 }
             }
             SetKey::Nets(_) => {}
@@ -236,7 +260,9 @@ impl Members {
             let set = self.sets.remove(&id).expect("an idle set is a set");
             self.set_ids.remove(&set.key);
             self.touched.remove(&id);
-            if let SetKey::Pods(selector) | SetKey::Ports(selector, ..) = &set.key {
+            if let SetKey::Pods(selector) | SetKey::Entities(selector) | SetKey::Ports(selector, ..) =
+                &set.key
+            {
                 self.release_group(selector, id);
             }
             suffixes.push(set.suffix);
@@ -287,9 +313,10 @@ impl Members {
         flips
     }
 
-    /// Whose addresses entered or left any set since this was last asked.
-    pub fn take_moved(&mut self) -> FxHashSet<IpAddr> {
-        std::mem::take(&mut self.moved)
+    /// Whose addresses entered or left any set since this was last asked; `None`: more than single addresses.
+    pub fn take_moved(&mut self) -> Option<FxHashSet<IpAddr>> {
+        let moved = std::mem::take(&mut self.moved);
+        (!std::mem::take(&mut self.moved_nets)).then_some(moved)
     }
 
     /// The set that an equal key names, if anyone wants it.
@@ -353,8 +380,8 @@ impl Members {
             let Some(id) = self.set_ids.get(&key) else { continue };
             let set = self.sets.get_mut(id).expect("a set that has an id");
             let mut flipped = false;
-            contributions(&key, &new.addresses, &new.ports, |member| flipped |= set.enter(member));
-            contributions(&key, &old.addresses, &old.ports, |member| flipped |= set.leave(member));
+            contributions(&key, new.parts(), |member| flipped |= set.enter(member));
+            contributions(&key, old.parts(), |member| flipped |= set.leave(member));
             if flipped {
                 self.touched.insert(*id);
                 self.moved.extend(old.addresses.iter().chain(&new.addresses));
@@ -374,8 +401,8 @@ impl Members {
             self.scopes_of.insert(namespace, scopes);
         }
         let groups = self.groups_of(&workload.id.namespace, &workload.labels);
-        let Workload { id, labels, addresses, ports } = workload;
-        self.workloads.insert(number, Entry { id, labels, addresses, ports, groups: SmallVec::new() });
+        let Workload { id, labels, addresses, ports, nets } = workload;
+        self.workloads.insert(number, Entry { id, labels, addresses, ports, nets, groups: SmallVec::new() });
         for group in groups {
             self.join(number, group);
         }
@@ -383,7 +410,8 @@ impl Members {
 
     fn change_workload(&mut self, number: WorkloadId, workload: Workload, state: &State) {
         let entry = &self.workloads[&number];
-        if entry.addresses == workload.addresses && entry.ports == workload.ports {
+        let Entry { addresses, ports, nets, .. } = entry;
+        if *addresses == workload.addresses && *ports == workload.ports && *nets == workload.nets {
             if entry.labels != workload.labels {
                 self.relabel(number, &workload.labels);
             }
@@ -448,10 +476,11 @@ impl Members {
             let set = self.sets.get_mut(id).expect("a group feeds sets that exist");
             let mut flipped = false;
             let key = set.key.clone();
-            contributions(&key, &entry.addresses, &entry.ports, |member| flipped |= set.enter(member));
+            contributions(&key, entry.parts(), |member| flipped |= set.enter(member));
             if flipped {
                 self.touched.insert(*id);
                 self.moved.extend(&entry.addresses);
+                self.moved_nets |= !entry.nets.is_empty();
             }
         }
     }
@@ -466,10 +495,11 @@ impl Members {
             let set = self.sets.get_mut(id).expect("a group feeds sets that exist");
             let mut flipped = false;
             let key = set.key.clone();
-            contributions(&key, &entry.addresses, &entry.ports, |member| flipped |= set.leave(member));
+            contributions(&key, entry.parts(), |member| flipped |= set.leave(member));
             if flipped {
                 self.touched.insert(*id);
                 self.moved.extend(&entry.addresses);
+                self.moved_nets |= !entry.nets.is_empty();
             }
         }
     }
@@ -633,6 +663,9 @@ impl Members {
 }
 
 fn in_scope(selector: &Selector, namespace: &Str, state: &State) -> bool {
+    if !Entity::is_namespace(namespace) {
+        return false;
+    }
     match state.namespace(namespace) {
         Some(known) => selector.matches(&known.labels),
         None => selector.matches_unknown_namespace(namespace),
@@ -663,9 +696,27 @@ fn anchors(selector: &PodSelector, scope: Option<ScopeId>) -> Vec<Anchor> {
     }
 }
 
+type Parts<'a> = (&'a [IpAddr], &'a [NamedPort], &'a [IpNetwork]);
+
+impl Entry {
+    fn parts(&self) -> Parts<'_> {
+        (&self.addresses, &self.ports, &self.nets)
+    }
+}
+
+impl LocalPorts {
+    fn parts(&self) -> Parts<'_> {
+        (&self.addresses, &self.ports, &[])
+    }
+}
+
 /// What a workload brings into a set.
-fn contributions(key: &SetKey, addresses: &[IpAddr], ports: &[NamedPort], mut give: impl FnMut(Member)) {
+fn contributions(key: &SetKey, (addresses, ports, nets): Parts<'_>, mut give: impl FnMut(Member)) {
     match key {
+        SetKey::Entities(_) => {
+            addresses.iter().for_each(|ip| give(Member::Net(IpNetwork::from(*ip))));
+            nets.iter().for_each(|net| give(Member::Net(*net)));
+        }
         SetKey::Pods(_) => addresses.iter().for_each(|ip| give(Member::Ip(*ip))),
         SetKey::Ports(_, protocol, name) | SetKey::LocalPorts(protocol, name) => {
             for port in ports.iter().filter(|p| p.protocol == *protocol && p.name == *name) {

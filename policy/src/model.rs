@@ -1,8 +1,8 @@
 //! The cluster as policy sees it: slim, validated, shared by reference.
 //!
-//! Nothing here knows Kubernetes' wire shapes (that is `k8s.rs`) nor how a rule is spelled for the kernel. A [`Policy`] is the
-//! one shape for every kind: a NetworkPolicy is a policy of the tier of that name whose rules all accept; the tiers around
-//! it (Admin, Baseline) differ in priority and in the actions that their rules may carry.
+//! Nothing here knows Kubernetes' wire shapes (that is `k8s`) nor how a rule is spelled for the kernel. A [`Policy`] is the
+//! one shape for every kind: a NetworkPolicy is a policy of the tier of that name whose rules all accept; Calico's kinds
+//! stand before and after it in the same tier; the tiers around it (Admin, Baseline) hold ClusterNetworkPolicies.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -249,6 +249,16 @@ pub struct Pod {
     pub ports: Arc<[NamedPort]>,
 }
 
+/// The label under which a pod's service account is found, by its name: no label of a real pod can be called so.
+pub const SERVICE_ACCOUNT_LABEL: &str = "=serviceaccount";
+
+impl Pod {
+    /// The service account that it runs as, if its object says so.
+    pub fn service_account(&self) -> Option<&Str> {
+        self.labels.get(SERVICE_ACCOUNT_LABEL)
+    }
+}
+
 /// A namespace. The label `kubernetes.io/metadata.name` is always there: the API server sets it, `k8s.rs` adds it where a
 /// file leaves it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,10 +316,40 @@ pub struct Endpoint {
 pub enum Tier {
     /// ClusterNetworkPolicy, tier Admin: before all NetworkPolicies.
     Admin,
-    /// networking.k8s.io/v1 NetworkPolicy: final for the pods that it selects.
+    /// NetworkPolicies, and Calico's policies around them: final for the pods that one of them selects, but for what a rule
+    /// passes on.
     NetworkPolicy,
     /// ClusterNetworkPolicy, tier Baseline: what holds where nothing else spoke.
     Baseline,
+}
+
+/// Where in its tier a policy is asked: lower goes first. Policies of one order go by name, for the definitions leave it open
+/// and the answer must not depend on the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Order(i64);
+
+impl Order {
+    /// Of all NetworkPolicies, among which order means nothing: Calico's with less go before them, those with as much or
+    /// more after.
+    pub const NETWORK_POLICY: Order = Order(0x408f_4000_0000_0000);
+
+    /// From a number; not-a-number goes last.
+    pub fn new(order: f64) -> Self {
+        let order = if order.is_nan() { f64::INFINITY } else { order + 0.0 };
+        let bits = order.to_bits().cast_signed();
+        // IEEE 754 numbers compare as their bits do, those below zero the other way round.
+        Order(if bits < 0 { bits ^ i64::MAX } else { bits })
+    }
+
+    /// After everything that has a number.
+    pub fn last() -> Self {
+        Order::new(f64::INFINITY)
+    }
+
+    /// The number again.
+    pub fn get(self) -> f64 {
+        f64::from_bits((if self.0 < 0 { self.0 ^ i64::MAX } else { self.0 }).cast_unsigned())
+    }
 }
 
 /// What a rule does with what it matches.
@@ -321,6 +361,8 @@ pub enum Action {
     Deny,
     /// Skip the rest of this tier. Not an accept.
     Pass,
+    /// Write the packet to the log and go on with the next rule.
+    Log,
 }
 
 /// Traffic direction as seen from the pod that a policy selects.
@@ -346,11 +388,36 @@ impl Direction {
     }
 }
 
+/// The kinds of policy objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum PolicyKind {
+    /// networking.k8s.io/v1.
+    NetworkPolicy,
+    /// policy.networking.k8s.io/v1alpha2.
+    ClusterNetworkPolicy,
+    /// projectcalico.org/v3 NetworkPolicy.
+    CalicoNetworkPolicy,
+    /// projectcalico.org/v3 GlobalNetworkPolicy.
+    CalicoGlobalNetworkPolicy,
+}
+
+impl PolicyKind {
+    /// As comments and messages name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PolicyKind::NetworkPolicy => "NetworkPolicy",
+            PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            PolicyKind::CalicoNetworkPolicy => "Calico NetworkPolicy",
+            PolicyKind::CalicoGlobalNetworkPolicy => "Calico GlobalNetworkPolicy",
+        }
+    }
+}
+
 /// Which policy: unique over all kinds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId {
-    /// Tier, and by it the kind of object.
-    pub tier: Tier,
+    /// Kind of object.
+    pub kind: PolicyKind,
     /// `None` for cluster-scoped kinds.
     pub namespace: Option<Str>,
     /// Name.
@@ -360,15 +427,21 @@ pub struct PolicyId {
 impl PolicyId {
     /// A NetworkPolicy's.
     pub fn network_policy(namespace: &str, name: &str) -> Self {
-        PolicyId { tier: Tier::NetworkPolicy, namespace: Some(namespace.into()), name: name.into() }
+        PolicyId { kind: PolicyKind::NetworkPolicy, namespace: Some(namespace.into()), name: name.into() }
     }
 }
 
+/// A NetworkPolicy as `NAMESPACE/NAME`; the others with their kind before it.
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.tier, &self.namespace) {
-            (_, Some(namespace)) => write!(f, "{namespace}/{}", self.name),
-            (tier, None) => write!(f, "{tier:?}:{}", self.name),
+        f.write_str(match self.kind {
+            PolicyKind::NetworkPolicy => "",
+            PolicyKind::ClusterNetworkPolicy => "ClusterNetworkPolicy:",
+            PolicyKind::CalicoNetworkPolicy | PolicyKind::CalicoGlobalNetworkPolicy => "Calico:",
+        })?;
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
         }
     }
 }
@@ -417,6 +490,50 @@ pub enum Peer {
     Pods(PodSelector),
     /// Addresses, whosever they are.
     Block(IpBlock),
+    /// Nodes by their labels: every address in their status.
+    Nodes(Selector),
+    /// Pods, and Calico's NetworkSets: what a Calico selector means.
+    Entities(PodSelector),
+}
+
+/// Something that is no pod and that peers can select: a node, or one of Calico's sets of networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entity {
+    /// See [`Entity::node`] and [`Entity::network_set`].
+    pub id: PodId,
+    /// Labels.
+    pub labels: Labels,
+    /// Addresses of its own.
+    pub addresses: Addresses,
+    /// Networks that it stands for; none a /0.
+    pub nets: Arc<[IpNetwork]>,
+}
+
+impl Entity {
+    /// The namespace in which nodes are entered: no name of a real one.
+    pub const NODES: &'static str = "=nodes";
+    /// The namespace of what belongs to none: GlobalNetworkSets.
+    pub const GLOBAL: &'static str = "";
+
+    /// How a node is entered.
+    pub fn node(name: &str) -> PodId {
+        PodId::new(Entity::NODES, name)
+    }
+
+    /// How a NetworkSet is entered, or a GlobalNetworkSet, which has no namespace. No pod is named so.
+    pub fn network_set(namespace: Option<&str>, name: &str) -> PodId {
+        PodId::new(namespace.unwrap_or(Entity::GLOBAL), &format!("=set/{name}"))
+    }
+
+    /// The name of a set of networks as its object has it.
+    pub fn set_name(&self) -> &str {
+        self.id.name.strip_prefix("=set/").unwrap_or(&self.id.name)
+    }
+
+    /// Can this be the name of a real namespace? Selectors of namespaces choose only among those.
+    pub fn is_namespace(name: &str) -> bool {
+        !name.is_empty() && name != Entity::NODES
+    }
 }
 
 /// One entry of a rule's ports.
@@ -430,7 +547,53 @@ pub enum Port {
     Named(Protocol, Str),
 }
 
-/// One rule of a policy. Each list is an OR; the two lists are joined by AND.
+/// Which side of a flow, seen from the pod that is policed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Which {
+    /// The policed pod.
+    Own,
+    /// Whom it speaks to.
+    Other,
+}
+
+/// Ports from first to last, both included.
+pub type PortRange = (u16, u16);
+
+/// What Calico's rules can ask beyond peers and destination ports. All of it must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conditions {
+    /// Only this family.
+    pub family: Option<Family>,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+    /// Not this IP protocol number.
+    pub not_protocol: Option<u8>,
+    /// ICMP type and code; of which ICMP, `protocol` says.
+    pub icmp: Option<IcmpMatch>,
+    /// Not this type (and code), but ICMP all the same.
+    pub not_icmp: Option<IcmpMatch>,
+    /// Each list: the address of that side is one of these.
+    pub any_of: Vec<(Which, Vec<Peer>)>,
+    /// The address of that side is not this.
+    pub none_of: Vec<(Which, Peer)>,
+    /// The protocol is this, and the source port in one of these.
+    pub source_ports: Option<(Protocol, Vec<PortRange>)>,
+    /// The protocol is this, and the source port in none of these.
+    pub not_source_ports: Option<(Protocol, Vec<PortRange>)>,
+    /// The destination port is none of these, which are all of one protocol, and the protocol is that.
+    pub not_ports: Vec<Port>,
+}
+
+/// An ICMP type, and a code or any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IcmpMatch {
+    /// Type.
+    pub kind: u8,
+    /// Code; `None`: any.
+    pub code: Option<u8>,
+}
+
+/// One rule of a policy. Each list is an OR; the lists and the further conditions are joined by AND.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// What it does.
@@ -439,10 +602,31 @@ pub struct Rule {
     pub peers: Option<Vec<Peer>>,
     /// `None`: every protocol and port.
     pub ports: Option<Vec<Port>>,
+    /// What else must hold.
+    pub more: Option<Box<Conditions>>,
     /// The rule's own name, where its kind has one.
     pub name: Option<Str>,
-    /// It could not be understood: it opens nothing. The reasons are in [`Policy::problems`].
+    /// It could not be understood: where it would accept, it matches nothing; where it would deny or pass, it denies everything.
+    /// The reasons are in [`Policy::problems`].
     pub refused: bool,
+}
+
+impl Rule {
+    /// What it does where it matches: a refused Pass denies.
+    pub fn effect(&self) -> Action {
+        match self.action {
+            Action::Pass if self.refused => Action::Deny,
+            action => action,
+        }
+    }
+
+    /// Of a refused rule, what it matches, all or nothing; `None`: the rule was understood.
+    pub fn refused_matches(&self) -> Option<bool> {
+        self.refused.then_some(match self.action {
+            Action::Accept | Action::Log => false,
+            Action::Deny | Action::Pass => true,
+        })
+    }
 }
 
 /// A policy of any kind, understood.
@@ -450,14 +634,16 @@ pub struct Rule {
 pub struct Policy {
     /// Which.
     pub id: PolicyId,
-    /// Within a tier lower goes first; 0 for NetworkPolicies, which have no order.
-    pub priority: i32,
+    /// In which tier it is asked.
+    pub tier: Tier,
+    /// Where in that tier.
+    pub order: Order,
     /// `metadata.generation`.
     pub generation: i64,
     /// Annotation `manx.dev/staged: "true"`: counted and reported, not enforced.
     pub staged: bool,
-    /// Whom it governs.
-    pub subject: PodSelector,
+    /// Whom it governs: the pods that one of these selects.
+    pub subject: Vec<PodSelector>,
     /// `Some`: it speaks of ingress; a NetworkPolicy then isolates its pods in that direction, also with no rule at all.
     pub ingress: Option<Vec<Rule>>,
     /// The same for egress.
@@ -512,4 +698,10 @@ pub enum Update {
     SetEndpoint(Endpoint),
     /// An attachment of this node went.
     RemoveEndpoint(EndpointId),
+    /// A node or a set of networks appeared or changed.
+    SetEntity(Entity),
+    /// A node or a set of networks went.
+    RemoveEntity(PodId),
+    /// The labels of a service account, which Calico's rules can ask for: namespace, name, labels. Without labels it went.
+    SetServiceAccount(PodId, Labels),
 }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use crate::ir::SetKind;
-use crate::model::{Direction, Family, IpBlock, NamespaceScope, PodSelector, PolicyId, Tier};
+use crate::model::{Direction, Family, IpBlock, NamespaceScope, PodSelector, PolicyId, PolicyKind};
 use crate::selector::{Operator, Selector};
 
 /// Longest chain name (XT_EXTENSION_MAXNAMELEN less its final NUL).
@@ -49,13 +49,14 @@ pub fn policy_chain(policy: &PolicyId, direction: Direction) -> String {
         Direction::Ingress => "PI",
         Direction::Egress => "PE",
     };
-    let tier = match policy.tier {
-        Tier::Admin => "admin",
-        Tier::NetworkPolicy => "networkpolicy",
-        Tier::Baseline => "baseline",
+    let kind = match policy.kind {
+        PolicyKind::NetworkPolicy => "networkpolicy",
+        PolicyKind::ClusterNetworkPolicy => "clusternetworkpolicy",
+        PolicyKind::CalicoNetworkPolicy => "calico",
+        PolicyKind::CalicoGlobalNetworkPolicy => "calico-global",
     };
     let namespace = policy.namespace.as_deref().unwrap_or("");
-    format!("{CHAIN_PREFIX}{direction}-{}", hash(&[tier, namespace, &policy.name], 16))
+    format!("{CHAIN_PREFIX}{direction}-{}", hash(&[kind, namespace, &policy.name], 16))
 }
 
 /// Describes a pod selector without ambiguity, whatever its labels hold.
@@ -82,6 +83,11 @@ fn describe_selector(selector: &Selector, parts: &mut Vec<String>) {
             Operator::NotIn(values) => ("notin", values.as_slice()),
             Operator::Exists => ("exists", [].as_slice()),
             Operator::DoesNotExist => ("absent", [].as_slice()),
+            Operator::Like(part, text) => (part.as_str(), std::slice::from_ref(text)),
+            Operator::NotLike(part, text) => {
+                parts.push("not".into());
+                (part.as_str(), std::slice::from_ref(text))
+            }
         };
         parts.push(operator.into());
         parts.push(values.len().to_string());

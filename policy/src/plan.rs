@@ -84,6 +84,15 @@ pub enum Step {
 }
 
 impl Step {
+    /// The set that it is about; `None`: rules.
+    pub fn set(&self) -> Option<&str> {
+        match self {
+            Step::CreateSet { name, .. } | Step::DestroySet { name, .. } => Some(name),
+            Step::AddMembers { set, .. } | Step::DeleteMembers { set, .. } => Some(set),
+            Step::Restore { .. } => None,
+        }
+    }
+
     /// Whose sequence this step belongs to.
     pub fn family(&self) -> Family {
         match self {

@@ -18,6 +18,40 @@ pub enum Operator {
     Exists,
     /// The label is absent.
     DoesNotExist,
+    /// The label is there and its value has this part.
+    Like(Part, Str),
+    /// The label is absent or its value has not this part.
+    NotLike(Part, Str),
+}
+
+/// Which part of a text, as Calico's selectors ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Anywhere.
+    Contains,
+    /// At the beginning.
+    StartsWith,
+    /// At the end.
+    EndsWith,
+}
+
+impl Part {
+    /// As selectors spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::Contains => "contains",
+            Part::StartsWith => "starts with",
+            Part::EndsWith => "ends with",
+        }
+    }
+
+    fn is_in(self, part: &str, text: &str) -> bool {
+        match self {
+            Part::Contains => text.contains(part),
+            Part::StartsWith => text.starts_with(part),
+            Part::EndsWith => text.ends_with(part),
+        }
+    }
 }
 
 /// One label and what is asked of it.
@@ -37,6 +71,8 @@ impl Requirement {
             Operator::NotIn(values) => value.is_none_or(|v| values.binary_search(v).is_err()),
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
+            Operator::Like(part, text) => value.is_some_and(|v| part.is_in(text, v)),
+            Operator::NotLike(part, text) => value.is_none_or(|v| !part.is_in(text, v)),
         }
     }
 }
@@ -102,7 +138,7 @@ impl Selector {
     }
 }
 
-/// In the syntax of `kubectl get -l`, for comments, views and hashing: unambiguous, since keys and values hold neither commas nor brackets.
+/// In the syntax of `kubectl get -l` as far as that goes, for people.
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, r) in self.requirements.iter().enumerate() {
@@ -120,6 +156,8 @@ impl fmt::Display for Selector {
                 },
                 Operator::Exists => write!(f, "{}", r.key)?,
                 Operator::DoesNotExist => write!(f, "!{}", r.key)?,
+                Operator::Like(part, text) => write!(f, "{} {} {text:?}", r.key, part.as_str())?,
+                Operator::NotLike(part, text) => write!(f, "not {} {} {text:?}", r.key, part.as_str())?,
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::ir::{Chain, ConnState, Match, Program, Rule, Side, Table, Verdict};
+use crate::ir::{Chain, ConnState, Match, Origin, Program, Rule, Side, Table, Verdict};
 use crate::model::{Family, Payload, Protocol};
 
 /// A packet on its way through the node.
@@ -42,6 +42,8 @@ pub struct Step {
     pub verdict: Verdict,
     /// Its words.
     pub comment: String,
+    /// Whose rule it is, where it is a policy's.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// The way of a packet.
@@ -170,12 +172,14 @@ impl<'a> Run<'a> {
                 index: first + index,
                 verdict: rule.verdict.clone(),
                 comment: rule.comment.clone(),
+                origin: rule.origin.clone(),
             });
             match &rule.verdict {
                 Verdict::Accept => return Ok(Exit::Ended(End::Passed)),
                 Verdict::Drop => return Ok(Exit::Ended(End::Dropped)),
                 Verdict::Return => return Ok(Exit::Returned),
                 Verdict::SetMark { value, mask } => self.mark = (self.mark & !mask) | value,
+                Verdict::Count | Verdict::Log(_) => {}
                 // What a goto leads to returns to our caller: our own end is its end.
                 Verdict::Goto(next) => return self.chain(table, next, depth + 1),
                 Verdict::Jump(next) => {
@@ -208,24 +212,32 @@ impl<'a> Run<'a> {
             Match::NotOut(interface) => !interface.matches(output),
             Match::Address(side, net) => net.contains(self.address(*side)),
             Match::Protocol(number) => packet.payload.protocol() == *number,
-            Match::Ports(wanted, ranges) => match packet.payload {
-                Payload::Ports { protocol, port, .. } => {
-                    protocol == *wanted && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+            Match::NotProtocol(number) => packet.payload.protocol() != *number,
+            Match::Ports { protocol: wanted, side, ranges, negated } => match packet.payload {
+                Payload::Ports { protocol, source, port, .. } => {
+                    let port = if *side == Side::Source { source } else { port };
+                    let within = ranges.iter().any(|(first, last)| (*first..=*last).contains(&port));
+                    protocol == *wanted && within != *negated
                 }
                 Payload::Icmp { .. } | Payload::Other(_) => false,
             },
             Match::Set { name, side, negated } => self.in_set(name, self.address(*side))? != *negated,
-            Match::PortSet(name) => match packet.payload {
-                Payload::Ports { protocol, port, .. } => self.in_port_set(name, protocol, port)?,
-                Payload::Icmp { .. } | Payload::Other(_) => false,
+            Match::PortSet { name, negated } => match packet.payload {
+                Payload::Ports { protocol, port, .. } => self.in_port_set(name, protocol, port)? != *negated,
+                Payload::Icmp { .. } | Payload::Other(_) => *negated,
             },
             Match::State(states) => states.contains(&packet.state),
             Match::TcpNotSyn => {
                 matches!(packet.payload, Payload::Ports { protocol: Protocol::Tcp, syn: false, .. })
             }
-            Match::Icmp6(wanted) => {
-                matches!(packet.payload, Payload::Icmp { family: Family::Ipv6, kind, .. } if kind == *wanted)
-            }
+            Match::Icmp { family: wanted, icmp, negated } => match packet.payload {
+                Payload::Icmp { family, kind, code } => {
+                    let same = kind == icmp.kind && icmp.code.is_none_or(|wanted| code == wanted);
+                    family == *wanted && same != *negated
+                }
+                Payload::Ports { .. } | Payload::Other(_) => false,
+            },
+            Match::Seldom => true,
             Match::HopLimit(limit) => packet.hop_limit == *limit,
             Match::Mark { value, mask, negated } => (self.mark & mask == *value) != *negated,
         })

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::model::NamespaceScope;
 use crate::model::{
-    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Pod, PodId, PodSelector, Policy, PolicyId,
-    Str, Update,
+    Addresses, Endpoint, EndpointId, Entity, Labels, NamedPort, Namespace, Pod, PodId, PodSelector, Policy,
+    PolicyId, Str, Update,
 };
 
 /// Namespace of attachments that came without pod arguments.
@@ -39,6 +40,8 @@ pub struct Workload {
     pub addresses: Addresses,
     /// Named ports.
     pub ports: Arc<[NamedPort]>,
+    /// Networks that it stands for: those of a NetworkSet.
+    pub nets: Arc<[IpNetwork]>,
 }
 
 /// All that is known, by name. Ordered, so that nothing that is printed depends on the order of arrival.
@@ -50,6 +53,9 @@ pub struct State {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     /// Which attachments name which pod.
     endpoints_of: FxHashMap<PodId, BTreeSet<EndpointId>>,
+    entities: BTreeMap<PodId, Entity>,
+    /// Those that have labels.
+    service_accounts: BTreeMap<PodId, Labels>,
     pool: Pool,
 }
 
@@ -86,6 +92,12 @@ impl State {
                 self.endpoints.insert(endpoint.id.clone(), endpoint);
             }
             Update::RemoveEndpoint(id) => self.forget_endpoint(&id),
+            Update::SetEntity(entity) => _ = self.entities.insert(entity.id.clone(), entity),
+            Update::RemoveEntity(id) => _ = self.entities.remove(&id),
+            Update::SetServiceAccount(id, labels) => match labels.is_empty() {
+                true => _ = self.service_accounts.remove(&id),
+                false => _ = self.service_accounts.insert(id, labels),
+            },
         }
     }
 
@@ -98,6 +110,18 @@ impl State {
                 self.endpoints_of.remove(&pod);
             }
         }
+    }
+
+    /// What makes a state like this one.
+    pub fn updates(&self) -> impl Iterator<Item = Update> + '_ {
+        let namespaces = self.namespaces.values().cloned().map(Update::SetNamespace);
+        let pods = self.pods.values().cloned().map(Update::SetPod);
+        let entities = self.entities.values().cloned().map(Update::SetEntity);
+        let accounts = self.service_accounts.iter();
+        let accounts = accounts.map(|(id, labels)| Update::SetServiceAccount(id.clone(), labels.clone()));
+        let endpoints = self.endpoints.values().cloned().map(Update::SetEndpoint);
+        let policies = self.policies.values().map(|policy| Update::SetPolicy((**policy).clone()));
+        namespaces.chain(accounts).chain(pods).chain(entities).chain(endpoints).chain(policies)
     }
 
     /// Every pod, finished and host-network ones included, by name.
@@ -140,6 +164,36 @@ impl State {
         self.endpoints_of.get(pod).into_iter().flatten().filter_map(|id| self.endpoints.get(id))
     }
 
+    /// A node or a set of networks.
+    pub fn entity(&self, id: &PodId) -> Option<&Entity> {
+        self.entities.get(id)
+    }
+
+    /// Every node and every set of networks.
+    pub fn entities(&self) -> impl Iterator<Item = &Entity> {
+        self.entities.values()
+    }
+
+    /// The pods that run as a service account.
+    pub fn pods_of_account<'a>(&'a self, account: &'a PodId) -> impl Iterator<Item = &'a Pod> {
+        let first = PodId { namespace: account.namespace.clone(), name: "".into() };
+        let own = move |pod: &&Pod| pod.service_account() == Some(&account.name);
+        let here = move |(id, _): &(&PodId, &Pod)| id.namespace == account.namespace;
+        self.pods.range(first..).take_while(here).map(|(_, pod)| pod).filter(own)
+    }
+
+    /// The labels by which policies select a pod: its own, and those of its service account under names that no label of a
+    /// pod has.
+    pub fn labels_of(&self, pod: &Pod) -> Labels {
+        let account = pod.service_account().and_then(|name| {
+            let id = PodId { namespace: pod.id.namespace.clone(), name: name.clone() };
+            self.service_accounts.get(&id)
+        });
+        let Some(account) = account else { return pod.labels.clone() };
+        let account = account.iter().map(|(key, value)| (account_label(key), value.clone()));
+        Labels::new(pod.labels.iter().cloned().chain(account))
+    }
+
     /// Whose attachment is it? By uid where the attachment carries one: the pod's own, or for static pods the hash under
     /// which the kubelet started them. By name only where it carries none.
     pub fn owner(&self, endpoint: &Endpoint) -> Owner<'_> {
@@ -162,6 +216,12 @@ impl State {
     ///
     /// The addresses are those of its attachments on this node where it has any, else what its status says.
     pub fn workload(&self, id: &PodId) -> Option<Workload> {
+        if let Some(entity) = self.entities.get(id) {
+            let Entity { id, labels, mut addresses, nets } = entity.clone();
+            addresses.sort();
+            addresses.dedup();
+            return Some(Workload { id, labels, addresses, ports: Arc::default(), nets });
+        }
         let pod = self.pods.get(id);
         let mut addresses = Addresses::new();
         let mut anonymous = false;
@@ -179,20 +239,20 @@ impl State {
                 if addresses.is_empty() {
                     addresses.clone_from(&pod.addresses);
                 }
-                (pod.labels.clone(), pod.ports.clone())
+                (self.labels_of(pod), pod.ports.clone())
             }
             None if anonymous => (Labels::default(), Arc::default()),
             None => return None,
         };
         addresses.sort();
         addresses.dedup();
-        Some(Workload { id: id.clone(), labels, addresses, ports })
+        Some(Workload { id: id.clone(), labels, addresses, ports, nets: Arc::default() })
     }
 
-    /// Everyone who can be a peer, by name.
+    /// Everyone who can be a peer, by name: pods, attachments without a pod, nodes, sets of networks.
     pub fn workloads(&self) -> impl Iterator<Item = Workload> {
         let anonymous = self.endpoints_of.keys().filter(|id| !self.pods.contains_key(*id));
-        let names: BTreeSet<&PodId> = self.pods.keys().chain(anonymous).collect();
+        let names: BTreeSet<&PodId> = self.pods.keys().chain(anonymous).chain(self.entities.keys()).collect();
         names.into_iter().filter_map(|id| self.workload(id))
     }
 
@@ -205,12 +265,18 @@ impl State {
     pub fn selects_namespace(&self, scope: &NamespaceScope, namespace: &str) -> bool {
         match scope {
             NamespaceScope::Named(name) => **name == *namespace,
+            NamespaceScope::Matching(_) if !Entity::is_namespace(namespace) => false,
             NamespaceScope::Matching(selector) => match self.namespaces.get(namespace) {
                 Some(known) => selector.matches(&known.labels),
                 None => selector.matches_unknown_namespace(namespace),
             },
         }
     }
+}
+
+/// Under which name a label of its service account is found at a pod.
+pub fn account_label(key: &str) -> Str {
+    format!("=sa/{key}").into()
 }
 
 /// The pod that an attachment names.

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::model::{
-    Action, Direction, IpBlock, NamedPort, Payload, Peer, PodId, Policy, Port, Protocol, Rule, Str, Tier,
+    Action, Conditions, Direction, Entity, Family, IcmpMatch, IpBlock, NamedPort, Payload, Peer, PodId,
+    Policy, PolicyKind, Port, PortRange, Protocol, Rule, Str, Tier, Which,
 };
 use crate::state::{State, Workload};
 
@@ -139,59 +140,144 @@ impl<'a> Oracle<'a> {
         }
         let labels = match (self.state.pod(id), self.state.workload(id)) {
             (Some(pod), _) if pod.host_network => return (true, Reason::NotIsolated),
-            (Some(pod), _) => pod.labels.clone(),
+            (Some(pod), _) => self.state.labels_of(pod),
             (None, Some(workload)) => workload.labels,
             (None, None) => return (false, Reason::UnknownPod),
         };
-        if own_node {
+        // What the node itself sends is never policed: nothing stands between it and its pods.
+        if own_node && direction == Direction::Ingress {
             return (true, Reason::OwnNode);
         }
-        let isolating: Vec<&Policy> = self
+        let mut policies: Vec<&Policy> = self
             .state
             .policies()
             .map(|policy| &**policy)
-            .filter(|p| !p.staged && p.id.tier == Tier::NetworkPolicy && p.rules(direction).is_some())
-            .filter(|p| self.state.selects(&p.subject, &id.namespace, &labels))
+            .filter(|p| !p.staged && p.rules(direction).is_some())
+            .filter(|p| p.subject.iter().any(|s| self.state.selects(s, &id.namespace, &labels)))
             .collect();
-        if isolating.is_empty() {
-            return (true, Reason::NotIsolated);
+        policies.sort_by_key(|p| (p.order, p.id.clone()));
+        let tier = |tier| policies.iter().filter(move |p| p.tier == tier).copied();
+
+        // "If Admin tier has made a final decision (Accept or Deny) on a connection, no further evaluation is done."
+        if let Some(decided) = self.first_word(tier(Tier::Admin), direction, id, flow)
+            && let Some(allowed) = decided.final_word()
+        {
+            return (allowed, decided.reason());
         }
-        for policy in &isolating {
+        let isolating: Vec<&Policy> = tier(Tier::NetworkPolicy).collect();
+        let network_policies =
+            isolating.iter().position(|p| p.id.kind == PolicyKind::NetworkPolicy).unwrap_or(isolating.len());
+        let (before, rest) = isolating.split_at(network_policies);
+        let early = self.first_word(before.iter().copied(), direction, id, flow);
+        let decided = match early {
+            None if own_node && !isolating.is_empty() => return (true, Reason::OwnNode),
+            None => self.first_word(rest.iter().copied(), direction, id, flow),
+            decided => decided,
+        };
+        match decided {
+            Some(decided) => {
+                if let Some(allowed) = decided.final_word() {
+                    return (allowed, decided.reason());
+                }
+            }
+            None if isolating.is_empty() => {}
+            None => {
+                let policies = isolating.iter().map(|p| p.id.to_string()).collect();
+                return (false, Reason::Isolated { policies });
+            }
+        }
+        match self.first_word(tier(Tier::Baseline), direction, id, flow) {
+            Some(decided) => (decided.final_word() != Some(false), decided.reason()),
+            None => (true, Reason::NotIsolated),
+        }
+    }
+
+    /// The first rule of these policies, in their order, that matches the flow.
+    fn first_word<'p>(
+        &self,
+        policies: impl Iterator<Item = &'p Policy>,
+        direction: Direction,
+        pod: &PodId,
+        flow: &Flow,
+    ) -> Option<Word<'p>> {
+        for policy in policies {
             for (index, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
-                if rule.action == Action::Accept && self.rule_allows(rule, direction, id, flow) {
-                    return (
-                        true,
-                        Reason::Rule { policy: policy.id.to_string(), tier: policy.id.tier, index },
-                    );
+                if rule.action != Action::Log && self.rule_matches(rule, direction, pod, flow) {
+                    return Some(Word { policy, index, action: rule.effect() });
                 }
             }
         }
-        (false, Reason::Isolated { policies: isolating.iter().map(|p| p.id.to_string()).collect() })
+        None
     }
 
     /// "Each rule allows traffic which matches both the from \[to\] and ports sections." An absent section matches all.
-    fn rule_allows(&self, rule: &Rule, direction: Direction, pod: &PodId, flow: &Flow) -> bool {
-        if rule.refused {
-            return false;
+    fn rule_matches(&self, rule: &Rule, direction: Direction, pod: &PodId, flow: &Flow) -> bool {
+        if let Some(matches) = rule.refused_matches() {
+            return matches;
         }
         let other = match direction {
             Direction::Ingress => flow.source.ip,
             Direction::Egress => flow.destination.ip,
         };
-        let allows = |peer: Option<&Peer>| {
+        let matches = |peer: Option<&Peer>| {
             peer.is_none_or(|peer| self.is_peer(peer, other))
-                && self.ports_allow(rule, peer, direction, pod, flow)
+                && self.ports_match(rule.ports.as_deref(), peer, direction, pod, flow)
         };
-        match &rule.peers {
-            None => allows(None),
-            Some(peers) => peers.iter().any(|peer| allows(Some(peer))),
-        }
+        let peers_and_ports = match &rule.peers {
+            None => matches(None),
+            Some(peers) => peers.iter().any(|peer| matches(Some(peer))),
+        };
+        peers_and_ports
+            && rule.more.as_ref().is_none_or(|more| self.conditions_hold(more, direction, pod, flow))
+    }
+
+    fn conditions_hold(&self, more: &Conditions, direction: Direction, pod: &PodId, flow: &Flow) -> bool {
+        let ends = (flow.source.ip, flow.destination.ip);
+        let address = |which: &Which| match (which, direction) {
+            (Which::Own, Direction::Egress) | (Which::Other, Direction::Ingress) => ends.0,
+            (Which::Own, Direction::Ingress) | (Which::Other, Direction::Egress) => ends.1,
+        };
+        let protocol = flow.payload.protocol();
+        let icmp = |wanted: &IcmpMatch| match flow.payload {
+            Payload::Icmp { kind, code, .. } => {
+                Some(kind == wanted.kind && wanted.code.is_none_or(|wanted| code == wanted))
+            }
+            Payload::Ports { .. } | Payload::Other(_) => None,
+        };
+        let source_port = |(wanted, ranges): &(Protocol, Vec<PortRange>)| match flow.payload {
+            Payload::Ports { protocol, source, .. } if protocol == *wanted => {
+                Some(ranges.iter().any(|(first, last)| (*first..=*last).contains(&source)))
+            }
+            Payload::Ports { .. } | Payload::Icmp { .. } | Payload::Other(_) => None,
+        };
+        let not_ports = more.not_ports.is_empty() || {
+            let of_protocol = |port: &Port| match port {
+                Port::All(p) | Port::Range(p, ..) | Port::Named(p, _) => p.number() == protocol,
+            };
+            more.not_ports.iter().all(of_protocol)
+                && !self.ports_match(Some(&more.not_ports), None, direction, pod, flow)
+        };
+        more.family.is_none_or(|family| family == Family::of(ends.0))
+            && more.protocol.is_none_or(|wanted| wanted == protocol)
+            && more.not_protocol.is_none_or(|unwanted| unwanted != protocol)
+            && more.icmp.as_ref().is_none_or(|wanted| icmp(wanted) == Some(true))
+            && more.not_icmp.as_ref().is_none_or(|unwanted| icmp(unwanted) == Some(false))
+            && more
+                .any_of
+                .iter()
+                .all(|(which, peers)| peers.iter().any(|peer| self.is_peer(peer, address(which))))
+            && !more.none_of.iter().any(|(which, peer)| self.is_peer(peer, address(which)))
+            && more.source_ports.as_ref().is_none_or(|wanted| source_port(wanted) == Some(true))
+            && more.not_source_ports.as_ref().is_none_or(|unwanted| source_port(unwanted) == Some(false))
+            && not_ports
     }
 
     fn is_peer(&self, peer: &Peer, ip: IpAddr) -> bool {
         match peer {
             Peer::Block(block) => in_block(block, ip),
-            Peer::Pods(_) => self.workloads.iter().any(|workload| self.stands_for(workload, Some(peer), ip)),
+            Peer::Pods(_) | Peer::Nodes(_) | Peer::Entities(_) => {
+                self.workloads.iter().any(|workload| self.stands_for(workload, Some(peer), ip))
+            }
         }
     }
 
@@ -202,20 +288,30 @@ impl<'a> Oracle<'a> {
             Some(Peer::Pods(selector)) => {
                 self.state.selects(selector, &workload.id.namespace, &workload.labels)
             }
+            Some(Peer::Entities(selector)) => {
+                let selected = self.state.selects(selector, &workload.id.namespace, &workload.labels);
+                if selected && workload.nets.iter().any(|net| net.contains(ip)) {
+                    return true;
+                }
+                selected
+            }
+            Some(Peer::Nodes(labels)) => {
+                *workload.id.namespace == *Entity::NODES && labels.matches(&workload.labels)
+            }
             Some(Peer::Block(_)) | None => true,
         };
         selected && workload.addresses.contains(&ip)
     }
 
-    fn ports_allow(
+    fn ports_match(
         &self,
-        rule: &Rule,
+        ports: Option<&[Port]>,
         peer: Option<&Peer>,
         direction: Direction,
         pod: &PodId,
         flow: &Flow,
     ) -> bool {
-        let Some(ports) = &rule.ports else { return true };
+        let Some(ports) = ports else { return true };
         let Some((found, number)) = flow.payload.destination_port() else { return false };
         let is = |protocol: &Protocol| *protocol == found;
         ports.iter().any(|port| match port {
@@ -255,6 +351,28 @@ pub(crate) fn tunnels(payload: Payload) -> bool {
         Payload::Ports { protocol: Protocol::Udp, port, .. } => TUNNEL_PORTS.contains(&port),
         Payload::Ports { .. } | Payload::Icmp { .. } => false,
         Payload::Other(protocol) => TUNNEL_PROTOCOLS.contains(&protocol),
+    }
+}
+
+/// A rule that matched.
+struct Word<'a> {
+    policy: &'a Policy,
+    index: usize,
+    action: Action,
+}
+
+impl Word<'_> {
+    /// Allowed or denied; `None`: passed on.
+    fn final_word(&self) -> Option<bool> {
+        match self.action {
+            Action::Accept => Some(true),
+            Action::Deny => Some(false),
+            Action::Pass | Action::Log => None,
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Rule { policy: self.policy.id.to_string(), tier: self.policy.tier, index: self.index }
     }
 }
 

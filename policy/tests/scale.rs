@@ -5,9 +5,11 @@
 
 use std::time::{Instant, SystemTime};
 
+use manx_policy::live::LiveFlow;
 use manx_policy::model::{
-    Action, Addresses, Endpoint, EndpointId, Family, Labels, NamedPort, Namespace, NamespaceScope, Peer, Pod,
-    PodId, PodRef, PodSelector, Policy, PolicyId, Port, Protocol, Rule, Update,
+    Action, Addresses, Endpoint, EndpointId, Family, Labels, NamedPort, Namespace, NamespaceScope, Order,
+    Payload, Peer, Pod, PodId, PodRef, PodSelector, Policy, PolicyId, PolicyKind, Port, Protocol, Rule, Tier,
+    Update,
 };
 use manx_policy::plan::{Observed, Outcome, Plan, Step, StepResult};
 use manx_policy::selector::Selector;
@@ -17,6 +19,7 @@ const PODS: usize = 10_000;
 const POLICIES: usize = 1_000;
 const NAMESPACES: usize = 100;
 const LOCAL: usize = 110;
+const WIDE: usize = 60;
 
 fn pod(i: usize, color: &str) -> Pod {
     let namespace = format!("ns-{}", i % NAMESPACES);
@@ -78,23 +81,69 @@ fn policy(i: usize, port: u16) -> Policy {
         action: Action::Accept,
         peers: Some(vec![peer]),
         ports: Some(vec![port]),
+        more: None,
         name: None,
         refused: false,
     };
     Policy {
         id: PolicyId::network_policy(&namespace, &format!("policy-{n}")),
-        priority: 0,
+        tier: Tier::NetworkPolicy,
+        order: Order::NETWORK_POLICY,
         generation: 1,
         staged: false,
-        subject: PodSelector {
+        subject: vec![PodSelector {
             namespaces: NamespaceScope::Named(namespace.as_str().into()),
             pods: if n.is_multiple_of(5) { Selector::everything() } else { app(n) },
-        },
+        }],
         ingress: Some(vec![
             rule(own, Port::Range(Protocol::Tcp, port, port)),
             rule(others.clone(), Port::Named(Protocol::Tcp, "http".into())),
         ]),
         egress: Some(vec![rule(others, Port::Range(Protocol::Tcp, 443, 443))]),
+        problems: Vec::new(),
+    }
+}
+
+/// Cluster-wide ones: of an administrator, of Calico's kind, and a baseline, each of which governs every tenth namespace.
+fn wide(i: usize, port: u16) -> Policy {
+    let team = Selector::of_labels([("team", format!("team-{}", i % 10))]);
+    let subject = PodSelector { namespaces: NamespaceScope::Matching(team), pods: Selector::everything() };
+    let tier = Selector::of_labels([("tier", format!("tier-{}", i % 3))]);
+    let pods = PodSelector { namespaces: NamespaceScope::Matching(Selector::everything()), pods: tier };
+    let rule = |action, peers| Rule {
+        action,
+        peers: Some(peers),
+        ports: Some(vec![Port::Range(Protocol::Tcp, port, port)]),
+        more: None,
+        name: None,
+        refused: false,
+    };
+    let (kind, tier, rules) = match i % 3 {
+        0 => {
+            let rules = vec![
+                rule(Action::Deny, vec![Peer::Nodes(Selector::everything())]),
+                rule(Action::Pass, vec![Peer::Pods(pods)]),
+            ];
+            (PolicyKind::ClusterNetworkPolicy, Tier::Admin, rules)
+        }
+        1 => {
+            let rules = vec![rule(Action::Accept, vec![Peer::Entities(pods)])];
+            (PolicyKind::CalicoGlobalNetworkPolicy, Tier::NetworkPolicy, rules)
+        }
+        _ => {
+            let rules = vec![rule(Action::Deny, vec![Peer::Pods(pods)])];
+            (PolicyKind::ClusterNetworkPolicy, Tier::Baseline, rules)
+        }
+    };
+    Policy {
+        id: PolicyId { kind, namespace: None, name: format!("wide-{i}").into() },
+        tier,
+        order: Order::new(i as f64),
+        generation: 1,
+        staged: i % 7 == 6,
+        subject: vec![subject],
+        ingress: Some(rules.clone()),
+        egress: Some(rules),
         problems: Vec::new(),
     }
 }
@@ -127,6 +176,7 @@ fn in_a_large_cluster_a_change_costs_what_it_changes() {
     }
     (0..PODS).for_each(|i| engine.apply(Update::SetPod(pod(i, "red"))));
     (0..POLICIES).for_each(|i| engine.apply(Update::SetPolicy(policy(i, 80))));
+    (0..WIDE).for_each(|i| engine.apply(Update::SetPolicy(wide(i, 80))));
     (0..LOCAL).for_each(|i| engine.apply(Update::SetEndpoint(endpoint(i))));
     engine.set_in_sync(true);
     let applied = start.elapsed();
@@ -185,5 +235,35 @@ fn in_a_large_cluster_a_change_costs_what_it_changes() {
     }
     times.sort();
     println!("policy: median {:?}, worst {:?}", times[50], times[99]);
+    let mut times = Vec::new();
+    for i in (0..WIDE).filter(|i| i % 7 != 6) {
+        let start = Instant::now();
+        engine.apply(Update::SetPolicy(wide(i, 8443)));
+        let plan = carry_out(&mut engine);
+        times.push(start.elapsed());
+        for step in &plan.steps {
+            let Step::Restore { text, .. } = step else { panic!("{step:?}") };
+            let chains = text.lines().filter_map(|line| line.strip_prefix('-')?.split(' ').nth(1));
+            let chains: std::collections::BTreeSet<&str> = chains.collect();
+            assert!(
+                chains.iter().all(|chain| chain.starts_with("MANX-P")),
+                "its own chains alone: {chains:?}"
+            );
+        }
+    }
+    times.sort();
+    println!("cluster-wide policy: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
+
+    // Every flow of conntrack is asked once: of local pods with everyone.
+    let start = Instant::now();
+    let mut judge = engine.judge([]);
+    let flows = 10_000;
+    let allowed = (0..flows).filter(|i| {
+        let (source, destination) = (addresses(i % LOCAL)[0], addresses(i * 7 % PODS)[0]);
+        judge.allows(&LiveFlow { source, destination, payload: Payload::opening(Protocol::Tcp, 443) })
+    });
+    let allowed = allowed.count();
+    println!("{flows} live flows judged in {:?}, {allowed} allowed", start.elapsed());
+    assert!(allowed > 0 && allowed < flows);
     assert_eq!(engine.status().endpoints_in_force, LOCAL);
 }

@@ -2,149 +2,17 @@
 //! through the Kubernetes door, and asks oracle and compiled rules alike.
 #![allow(clippy::unwrap_used)]
 
-use std::net::IpAddr;
+#[path = "generate/world.rs"]
+mod world;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
-use manx_policy::calc::Calc;
-use manx_policy::compile::{Layout, Marks};
 use manx_policy::ir::Member;
-use manx_policy::model::{
-    Endpoint, EndpointId, Family, Labels, Payload, PodId, PodRef, PolicyId, Protocol, Update,
-};
-use manx_policy::sim::{self, Packet};
-use manx_policy::state::claimed_pod;
-use manx_policy::verdict::{End, Flow, Place, verdict};
+use manx_policy::model::{Endpoint, EndpointId, Family, Labels, Payload, PodId, PolicyId, Protocol, Update};
+use manx_policy::sim::Packet;
 use manx_policy::{grants, k8s};
 use rstest::rstest;
-
-const NODE: &str = "node-1";
-
-/// A cluster of one node whose pods all have attachments here, unless told otherwise.
-struct World {
-    calc: Calc,
-}
-
-impl World {
-    fn new() -> Self {
-        let mut world = World { calc: Calc::new("manx") };
-        world.namespace("default", "{team: a}");
-        world.namespace("other", "{team: b}");
-        world
-    }
-
-    fn namespace(&mut self, name: &str, labels: &str) {
-        let text = format!("{{metadata: {{name: {name}, labels: {labels}}}}}");
-        let object: core::Namespace = serde_saphyr::from_str(&text).unwrap();
-        self.calc.apply(Update::SetNamespace(k8s::namespace(&object).unwrap()));
-    }
-
-    /// Sets a pod from the parts of its YAML. `rest` is more YAML at the top level.
-    fn pod(&mut self, namespace: &str, name: &str, labels: &str, ips: &[&str], rest: &str) {
-        let ips: Vec<String> = ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();
-        let text = format!(
-            "metadata: {{namespace: {namespace}, name: {name}, uid: uid-{name}, labels: {labels}}}\n\
-             status: {{podIPs: [{}]}}\n{rest}\n",
-            ips.join(", ")
-        );
-        let object: core::Pod = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        self.calc.apply(Update::SetPod(k8s::pod(&object).unwrap()));
-    }
-
-    /// An attachment on this node.
-    fn attach(&mut self, namespace: &str, name: &str, ips: &[&str]) {
-        self.calc.apply(Update::SetEndpoint(Endpoint {
-            id: EndpointId { container_id: name.into(), ifname: "eth0".into() },
-            interface: format!("manx{name}"),
-            pod: Some(PodRef {
-                namespace: namespace.into(),
-                name: name.into(),
-                uid: Some(format!("uid-{name}")),
-            }),
-            addresses: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-        }));
-    }
-
-    /// A pod of this node with labels, addresses and the port `http` = 8080/TCP.
-    fn local(&mut self, namespace: &str, name: &str, labels: &str, ips: &[&str]) {
-        let ports = "spec: {containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}";
-        self.pod(namespace, name, labels, ips, ports);
-        self.attach(namespace, name, ips);
-    }
-
-    /// A policy from its spec; returns what was refused.
-    fn policy(&mut self, namespace: &str, name: &str, spec: &str) -> Vec<String> {
-        let text = format!("metadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n");
-        let object: networking::NetworkPolicy =
-            serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        let policy = k8s::network_policy(&object).unwrap();
-        let problems = policy.problems.iter().map(|p| p.field.clone()).collect();
-        self.calc.apply(Update::SetPolicy(policy));
-        problems
-    }
-
-    fn place(&self, ip: IpAddr) -> Place {
-        let endpoint = self.calc.state().endpoints().find(|endpoint| endpoint.addresses.contains(&ip));
-        match endpoint {
-            Some(endpoint) => Place::Pod(claimed_pod(endpoint), Some(NODE.into())),
-            None if ip.to_string() == "172.16.0.1" => Place::Node(NODE.into()),
-            None => Place::Elsewhere,
-        }
-    }
-
-    fn packet(&self, source: IpAddr, destination: IpAddr, protocol: Protocol, port: u16) -> Packet {
-        let interface = |ip: IpAddr| match self.place(ip) {
-            Place::Pod(pod, _) => Some(format!("manx{}", pod.name)),
-            Place::Node(_) => None,
-            Place::Elsewhere => Some("eth0".into()),
-        };
-        Packet {
-            input: interface(source),
-            output: interface(destination),
-            ..Packet::opening(source, destination, protocol, port)
-        }
-    }
-
-    fn sim(&self, packet: &Packet) -> bool {
-        let layout = Layout { prefix: "manx".into(), marks: Marks::new(0x0f00_0000).unwrap(), guard: true };
-        let program = layout.program(&self.calc.snapshot(), packet.family());
-        sim::run(&program, packet).unwrap().passed
-    }
-
-    /// Is the flow allowed? Oracle and rules must agree.
-    fn allows(&self, source: &str, destination: &str, protocol: Protocol, port: u16) -> bool {
-        let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
-        let flow = Flow {
-            source: End { ip: source, place: self.place(source) },
-            destination: End { ip: destination, place: self.place(destination) },
-            payload: Payload::opening(protocol, port),
-        };
-        let oracle = verdict(self.calc.state(), &flow);
-        let passed = self.sim(&self.packet(source, destination, protocol, port));
-        assert_eq!(passed, oracle.allowed, "{flow:?}: {oracle:?}");
-        passed
-    }
-
-    fn tcp(&self, source: &str, destination: &str, port: u16) -> bool {
-        self.allows(source, destination, Protocol::Tcp, port)
-    }
-}
-
-const WEB: &str = "10.0.0.1";
-const WEB6: &str = "fd00::1";
-const CLIENT: &str = "10.0.0.2";
-const OTHER: &str = "10.0.0.3";
-const STRANGER: &str = "192.0.2.7";
-const THIS_NODE: &str = "172.16.0.1";
-
-/// default/web, default/client and other/client.
-fn three() -> World {
-    let mut world = World::new();
-    world.local("default", "web", "{app: web}", &[WEB, WEB6]);
-    world.local("default", "client", "{app: client}", &[CLIENT, "fd00::2"]);
-    world.local("other", "outsider", "{app: client}", &[OTHER, "fd00::3"]);
-    world
-}
+use world::{CLIENT, OTHER, STRANGER, THIS_NODE, WEB, WEB6, World, three};
 
 #[rstest]
 #[case::absent("{podSelector: {}}", false)]
@@ -590,7 +458,7 @@ fn staged_policies_are_not_enforced() {
     .unwrap();
     world.calc.apply(Update::SetPolicy(k8s::network_policy(&object).unwrap()));
     assert!(world.tcp(CLIENT, WEB, 80));
-    assert_eq!(world.calc.active_policies().len(), 0);
+    assert_eq!(world.calc.active_policies().len(), 1, "its rules are in the kernel, and count");
 }
 
 #[test]
@@ -736,6 +604,7 @@ fn labels_with_strange_bytes_cannot_end_a_comment() {
             matches: Default::default(),
             verdict: manx_policy::ir::Verdict::Drop,
             comment: "x\" -j ACCEPT\n\u{e9}'".repeat(40),
+            origin: None,
         },
     );
     let comment = line.spec.split('"').nth(1).unwrap();

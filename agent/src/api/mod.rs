@@ -13,6 +13,7 @@ mod ladder;
 mod node;
 mod peers;
 mod pods;
+mod policy;
 mod routes;
 pub mod server;
 mod watch;

@@ -21,7 +21,7 @@ use super::clock::Clock;
 use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
 use super::why::{self, DroppedSegments};
-use super::{node, peers, pods, routes, watch};
+use super::{node, peers, pods, policy, routes, watch};
 use crate::drained::OrderFile;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
@@ -137,6 +137,10 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route(paths::NODE_UNDRAIN, order(post(node::undrain)))
         .route(paths::WATCH, get(watch::watch))
         .route(paths::POLICY_FOR, get(policy_for))
+        .route(paths::POLICIES, get(policy::list))
+        .route(paths::POLICY_TRACE, get(policy::trace))
+        .route(paths::POLICY_RENDER, get(policy::render))
+        .route(paths::POLICY_DIFF, post(policy::diff))
         .route(paths::IPAM, get(ipam))
         .route(paths::PODS, get(pod_list))
         .method_not_allowed_fallback(not_allowed)
@@ -154,7 +158,7 @@ impl Api {
         })
     }
 
-    fn policy(&self) -> Result<&PolicyHandle, Refusal> {
+    pub(super) fn policy(&self) -> Result<&PolicyHandle, Refusal> {
         self.policy
             .as_ref()
             .ok_or_else(|| refuse(ErrorCode::Unavailable, "policy is not enabled on this node (--enable)"))

@@ -119,6 +119,16 @@ pub fn save(backend: Backend, family: Family) -> Result<String, IptablesError> {
     whole(&program, String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The same with the counters of each rule.
+///
+/// # Errors
+/// As those of [`save`].
+pub fn save_counters(backend: Backend, family: Family) -> Result<String, IptablesError> {
+    let program = backend.program(family, "save");
+    let output = run(&program, Command::new(&program).arg("-c"), None)?;
+    whole(&program, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// It leaves a table out, says so in a comment and calls that success: rules would be taken for gone.
 fn whole(program: &str, saved: String) -> Result<String, IptablesError> {
     match saved.lines().find(|line| line.starts_with("# Table") && line.contains("incompatible")) {

@@ -185,6 +185,7 @@ fn start_policy(
     let mut engine = Engine::new(EngineConfig {
         interface_prefix: options.pod_interface_prefix.clone(),
         mark_mask: options.mark_mask,
+        log_drops: !options.no_drop_log,
         ..EngineConfig::new(&options.node_name)
     })?;
     attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use manx_policy::model::{Namespace, Pod, Policy};
+use manx_policy::model::{Entity, Labels, Namespace, Pod, PodId, Policy, PolicyKind};
 
 use crate::config::{BgpConfiguration, BgpFilter, BgpPeer, NetworkConfiguration, NodeAnnotations};
 
@@ -31,6 +31,18 @@ pub enum Kind {
     Pod,
     /// `networking.k8s.io` NetworkPolicy.
     NetworkPolicy,
+    /// `policy.networking.k8s.io` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+    /// `projectcalico.org` NetworkPolicy.
+    CalicoNetworkPolicy,
+    /// `projectcalico.org` GlobalNetworkPolicy.
+    CalicoGlobalNetworkPolicy,
+    /// `projectcalico.org` NetworkSet.
+    NetworkSet,
+    /// `projectcalico.org` GlobalNetworkSet.
+    GlobalNetworkSet,
+    /// ServiceAccount.
+    ServiceAccount,
     /// Service.
     Service,
     /// `discovery.k8s.io` EndpointSlice.
@@ -38,7 +50,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As it stands in a manifest's `kind`.
+    /// As it stands in a manifest's `kind`, with a word before it where two groups have one of that name.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::NetworkConfiguration => "NetworkConfiguration",
@@ -50,6 +62,12 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::Pod => "Pod",
             Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Kind::CalicoNetworkPolicy => "Calico NetworkPolicy",
+            Kind::CalicoGlobalNetworkPolicy => "Calico GlobalNetworkPolicy",
+            Kind::NetworkSet => "NetworkSet",
+            Kind::GlobalNetworkSet => "GlobalNetworkSet",
+            Kind::ServiceAccount => "ServiceAccount",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
         }
@@ -58,12 +76,22 @@ impl Kind {
     /// Whether objects of this kind live in a namespace.
     pub fn namespaced(self) -> bool {
         match self {
-            Kind::Secret | Kind::Pod | Kind::NetworkPolicy | Kind::Service | Kind::EndpointSlice => true,
+            Kind::Secret
+            | Kind::Pod
+            | Kind::NetworkPolicy
+            | Kind::CalicoNetworkPolicy
+            | Kind::NetworkSet
+            | Kind::ServiceAccount
+            | Kind::Service
+            | Kind::EndpointSlice => true,
             Kind::NetworkConfiguration
             | Kind::BgpConfiguration
             | Kind::BgpFilter
             | Kind::Node
             | Kind::BgpPeer
+            | Kind::ClusterNetworkPolicy
+            | Kind::CalicoGlobalNetworkPolicy
+            | Kind::GlobalNetworkSet
             | Kind::Namespace => false,
         }
     }
@@ -98,8 +126,12 @@ pub enum Object {
     Namespace(Namespace),
     /// A pod, on this node or on another.
     Pod(Pod),
-    /// A NetworkPolicy. What could not be understood of it is in its `problems` and opens nothing.
-    NetworkPolicy(Policy),
+    /// A policy of any kind. What could not be understood of it is in its `problems` and opens nothing.
+    Policy(Policy),
+    /// One of Calico's sets of networks.
+    NetworkSet(Entity),
+    /// A ServiceAccount with its labels.
+    ServiceAccount(PodId, Labels),
     /// Passwords of BGP peers.
     Secret(Secret),
     /// A Service.
@@ -129,9 +161,20 @@ impl Object {
             Object::Node(o) => cluster(Kind::Node, &o.name),
             Object::Namespace(o) => cluster(Kind::Namespace, &o.name),
             Object::Pod(o) => within(Kind::Pod, &o.id.namespace, &o.id.name),
-            Object::NetworkPolicy(o) => {
-                within(Kind::NetworkPolicy, o.id.namespace.as_deref().unwrap_or_default(), &o.id.name)
+            Object::Policy(o) => {
+                let kind = match o.id.kind {
+                    PolicyKind::NetworkPolicy => Kind::NetworkPolicy,
+                    PolicyKind::ClusterNetworkPolicy => Kind::ClusterNetworkPolicy,
+                    PolicyKind::CalicoNetworkPolicy => Kind::CalicoNetworkPolicy,
+                    PolicyKind::CalicoGlobalNetworkPolicy => Kind::CalicoGlobalNetworkPolicy,
+                };
+                within(kind, o.id.namespace.as_deref().unwrap_or_default(), &o.id.name)
             }
+            Object::NetworkSet(o) => match o.id.namespace.as_ref() {
+                Entity::GLOBAL => cluster(Kind::GlobalNetworkSet, o.set_name()),
+                namespace => within(Kind::NetworkSet, namespace, o.set_name()),
+            },
+            Object::ServiceAccount(id, _) => within(Kind::ServiceAccount, &id.namespace, &id.name),
             Object::Secret(o) => within(Kind::Secret, &o.namespace, &o.name),
             Object::Service(o) => within(Kind::Service, &o.namespace, &o.name),
             Object::EndpointSlice(o) => within(Kind::EndpointSlice, &o.namespace, &o.name),

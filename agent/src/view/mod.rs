@@ -10,6 +10,7 @@ mod events;
 mod history;
 pub mod paths;
 mod pods;
+mod policy;
 mod status;
 mod why;
 
@@ -28,6 +29,10 @@ pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKi
 pub use pods::{
     Allocation, Direction, Ipam, IpamKind, PodList, PodListKind, PodPolicy, PodPolicyKind, PodPolicyList,
     PodPolicyListKind, PodRow, Pool,
+};
+pub use policy::{
+    FlowChange, PolicyDiff, PolicyDiffKind, PolicyList, PolicyListKind, PolicyRendering, PolicyRenderingKind,
+    PolicyRow, Verdict, VerdictKind, VerdictStep,
 };
 pub use status::{
     BgpStatus, CniStatus, KernelStatus, PolicyStatus, SourceStatus, Status, StatusKind, StatusProblem,

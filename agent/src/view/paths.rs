@@ -19,6 +19,10 @@
 //! | [`WATCH`] | `only=peer,route,nextHop,repair,policy,config` | [`Event`](super::Event)s, a line each, without end |
 //! | [`POLICY_FOR`] | `target=NAMESPACE/NAME\|IP` | [`PodPolicy`](super::PodPolicy) |
 //! | [`POLICY_FOR`] | `target=NAMESPACE` | [`PodPolicyList`](super::PodPolicyList) |
+//! | [`POLICIES`] | | [`PolicyList`](super::PolicyList) |
+//! | [`POLICY_TRACE`] | `source=`, `destination=` | [`Verdict`](super::Verdict) |
+//! | [`POLICY_RENDER`] | `pod=NAMESPACE/NAME` | [`PolicyRendering`](super::PolicyRendering) |
+//! | POST [`POLICY_DIFF`], a manifest as its body | | [`PolicyDiff`](super::PolicyDiff); changes nothing and is answered on both sockets |
 //! | [`IPAM`] | | [`Ipam`](super::Ipam) |
 //! | [`PODS`] | | [`PodList`](super::PodList) |
 //!
@@ -57,6 +61,14 @@ pub const NODE_DRAIN: &str = "/v1/node/drain";
 pub const NODE_UNDRAIN: &str = "/v1/node/undrain";
 /// What happens from now on, as lines of JSON that do not end; `only=` names topics.
 pub const WATCH: &str = "/v1/watch";
+/// Every policy.
+pub const POLICIES: &str = "/v1/policies";
+/// What happens to a flow from `source=` to `destination=`.
+pub const POLICY_TRACE: &str = "/v1/policy/trace";
+/// The rules of `pod=`.
+pub const POLICY_RENDER: &str = "/v1/policy/render";
+/// What the objects in the body would change.
+pub const POLICY_DIFF: &str = "/v1/policy/diff";
 /// Addresses of this node's pods.
 pub const IPAM: &str = "/v1/ipam";
 /// Pods attached to this node.

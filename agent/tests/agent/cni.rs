@@ -199,6 +199,69 @@ fn add_is_confirmed_when_the_pod_of_that_very_uid_is_known_and_its_policy_in_the
 }
 
 #[test]
+fn policies_of_every_kind_take_effect_and_are_explained_to_the_live_counter() {
+    let (node, _agent) = shop();
+    node.manifest("policy.yaml", POLICY);
+    node.manifest("web.yaml", &pod("web", "u1", "{role: web}", "10.200.1.5"));
+    let web = attachment("web", Some("u1"), 5);
+    node.attach(&web);
+    confirmed(&node, &web);
+    let trace = |to: &str| node.manxctl(&["-o", "json", "policy", "trace", "192.0.2.7", to]);
+    assert_eq!(trace("shop/web:81").code, 1);
+    node.manifest(
+        "cluster.yaml",
+        "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: first, generation: 4}\n\
+         spec:\n  tier: Admin\n  priority: 5\n  subject: {namespaces: {}}\n  egress:\n  \
+         - {action: Deny, to: [{networks: [192.0.2.0/24]}]}\n---\n\
+         apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: late}\nspec:\n  selector: role == 'web'\n  \
+         ingress:\n  - {action: Allow, protocol: TCP, destination: {ports: [81]}}\n",
+    );
+    eventually("the late policy allows it", || trace("shop/web:81").code == 0);
+    let verdict = trace("shop/web:81").json();
+    assert_eq!((&verdict["kind"], &verdict["verdict"]), (&json!("Verdict"), &json!("Allow")));
+    let last = verdict["steps"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((&last["policy"], &last["rule"]), (&json!("Calico:late"), &json!(0)), "{verdict}");
+    assert!(last["counter"].is_u64() && last["computed"] == false, "{last}");
+    let denied = node.manxctl(&["-o", "json", "policy", "trace", "shop/web", "192.0.2.7:443/tcp"]);
+    assert_eq!(
+        (denied.code, denied.json()["steps"][0]["policy"].clone()),
+        (1, json!("ClusterNetworkPolicy:first"))
+    );
+    assert_eq!(node.manxctl(&["policy", "trace", "shop/nobody", "shop/web"]).code, 1);
+    assert_eq!(node.manxctl(&["policy", "trace", "shop/web", "shop/web:80/quic"]).code, 2);
+
+    let list = node.json(&["policy", "ls"]);
+    let find = |name: &str| {
+        let items = list["items"].as_array().unwrap();
+        items.iter().find(|item| item["name"] == name).unwrap_or_else(|| panic!("{list}")).clone()
+    };
+    let first = find("first");
+    assert_eq!(
+        (&first["tier"], &first["order"], &first["generation"]),
+        (&json!("Admin"), &json!(5.0), &json!(4))
+    );
+    assert!(first["inForceSince"].is_u64() && first["matched"].is_u64(), "{first}");
+    assert_eq!(find("late")["kind"], "Calico GlobalNetworkPolicy");
+
+    let text = node.json(&["policy", "render", "shop/web"])["text"].as_str().unwrap().to_owned();
+    assert!(
+        text.contains(&format!("MANX-TE-{}", web.interface)) && text.contains("cnp first egress rule 0"),
+        "{text}"
+    );
+
+    let proposal = node.path("proposal.yaml");
+    std::fs::write(&proposal, "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: late}\nspec:\n  selector: role == 'web'\n").unwrap();
+    let diff = node.manxctl(&["-o", "json", "policy", "diff", "-f", proposal.to_str().unwrap()]);
+    assert_eq!(diff.code, 1, "something is cut");
+    let change = &diff.json()["changes"][0];
+    assert_eq!(
+        (&change["change"], &change["pod"], &change["port"]),
+        (&json!("cut"), &json!("shop/web"), &json!("81/TCP"))
+    );
+    assert_eq!(trace("shop/web:81").code, 0, "nothing was changed");
+}
+
+#[test]
 fn an_attachment_without_a_uid_is_confirmed_by_its_name_and_one_without_a_pod_counts_as_default() {
     let (node, _agent) = shop();
     node.manifest("web.yaml", &pod("web", "u1", "{role: web}", "10.200.1.5"));

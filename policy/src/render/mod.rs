@@ -5,7 +5,9 @@
 
 use std::fmt::Write as _;
 
+use crate::drops::{self, BURST, NFLOG_GROUP, PER_SECOND};
 use crate::ir::{Chain, ConnState, InterfaceMatch, Match, Rule, Side, Verdict};
+use crate::model::{Family, Protocol};
 use crate::names::{self, MAX_COMMENT};
 
 pub mod restore;
@@ -55,6 +57,7 @@ pub fn line(chain: &str, rule: &Rule) -> Line {
     let hash = names::hash(&[chain, &conditions, &verdict, &rule.comment], HASH_LENGTH);
     let words = names::comment(&rule.comment, MAX_COMMENT - COMMENT_PREFIX.len() - HASH_LENGTH - 1);
     let spec = format!("{conditions}-m comment --comment \"{COMMENT_PREFIX}{hash} {words}\" {verdict}");
+    let spec = spec.trim_end();
     Line { hash: LineHash(hash.as_bytes().first_chunk().copied()), spec: spec.into() }
 }
 
@@ -65,11 +68,36 @@ pub fn same(a: &[Line], b: &[Line]) -> bool {
 
 fn conditions(matches: &[Match]) -> String {
     let mut text = String::new();
+    // iptables takes `-p` once; every condition that needs a protocol names the same one.
+    let mut protocol_said = false;
     for condition in matches {
+        if let Some(protocol) = protocol_text(condition)
+            && !std::mem::replace(&mut protocol_said, true)
+        {
+            write!(text, "-p {protocol} ").expect("writing to a String succeeds");
+        }
+        let before = text.len();
         condition_text(condition, &mut text).expect("writing to a String succeeds");
-        text.push(' ');
+        if text.len() > before {
+            text.push(' ');
+        }
     }
     text
+}
+
+/// The protocol that a condition speaks of, in the word or number that iptables prints.
+fn protocol_text(condition: &Match) -> Option<String> {
+    Some(match condition {
+        Match::Protocol(58) | Match::Icmp { family: Family::Ipv6, .. } => "ipv6-icmp".into(),
+        Match::Icmp { family: Family::Ipv4, .. } => "icmp".into(),
+        Match::Protocol(number) => match Protocol::ALL.into_iter().find(|p| p.number() == *number) {
+            Some(protocol) => protocol.lower().into(),
+            None => number.to_string(),
+        },
+        Match::Ports { protocol, .. } => protocol.lower().into(),
+        Match::TcpNotSyn => "tcp".into(),
+        _ => return None,
+    })
 }
 
 fn condition_text(condition: &Match, text: &mut String) -> std::fmt::Result {
@@ -80,17 +108,15 @@ fn condition_text(condition: &Match, text: &mut String) -> std::fmt::Result {
         Match::NotOut(interface) => write!(text, "! -o {}", interface_text(interface)),
         Match::Address(Side::Source, net) => write!(text, "-s {net}"),
         Match::Address(Side::Destination, net) => write!(text, "-d {net}"),
-        Match::Protocol(58) => text.write_str("-p ipv6-icmp"),
-        Match::Protocol(number) => write!(text, "-p {number}"),
-        Match::Ports(protocol, ranges) => {
-            let protocol = protocol.lower();
-            match ranges.as_slice() {
-                [range] => write!(text, "-p {protocol} -m {protocol} --dport {}", range_text(*range)),
-                ranges => {
-                    let list: Vec<String> = ranges.iter().map(|range| range_text(*range)).collect();
-                    write!(text, "-p {protocol} -m multiport --dports {}", list.join(","))
-                }
-            }
+        Match::Protocol(_) => Ok(()),
+        Match::NotProtocol(number) => write!(text, "! -p {number}"),
+        Match::Ports { protocol, side: Side::Destination, ranges, negated: false } if ranges.len() == 1 => {
+            write!(text, "-m {} --dport {}", protocol.lower(), range_text(ranges[0]))
+        }
+        Match::Ports { side, ranges, negated, .. } => {
+            let option = if *side == Side::Source { "--sports" } else { "--dports" };
+            let list: Vec<String> = ranges.iter().map(|range| range_text(*range)).collect();
+            write!(text, "-m multiport {}{option} {}", not(*negated), list.join(","))
         }
         Match::Set { name, side, negated } => {
             let side = match side {
@@ -99,17 +125,27 @@ fn condition_text(condition: &Match, text: &mut String) -> std::fmt::Result {
             };
             write!(text, "-m set {}--match-set {name} {side}", not(*negated))
         }
-        Match::PortSet(name) => write!(text, "-m set --match-set {name} dst,dst"),
+        Match::PortSet { name, negated } => {
+            write!(text, "-m set {}--match-set {name} dst,dst", not(*negated))
+        }
         Match::State(states) => {
             let states: Vec<&str> = states.iter().map(|state| state_text(*state)).collect();
             write!(text, "-m conntrack --ctstate {}", states.join(","))
         }
-        Match::TcpNotSyn => text.write_str("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
-        Match::Icmp6(icmp6) => write!(text, "-p ipv6-icmp -m icmp6 --icmpv6-type {icmp6}"),
+        Match::TcpNotSyn => text.write_str("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
+        Match::Icmp { family, icmp, negated } => {
+            let (module, option) = match family {
+                Family::Ipv4 => ("icmp", "--icmp-type"),
+                Family::Ipv6 => ("icmp6", "--icmpv6-type"),
+            };
+            write!(text, "-m {module} {}{option} {}", not(*negated), icmp.kind)?;
+            icmp.code.map_or(Ok(()), |code| write!(text, "/{code}"))
+        }
         Match::HopLimit(limit) => write!(text, "-m hl --hl-eq {limit}"),
         Match::Mark { value, mask, negated } => {
             write!(text, "-m mark {}--mark {value:#x}/{mask:#x}", not(*negated))
         }
+        Match::Seldom => write!(text, "-m limit --limit {PER_SECOND}/sec --limit-burst {BURST}"),
     }
 }
 
@@ -143,6 +179,10 @@ fn verdict(verdict: &Verdict) -> String {
         Verdict::Jump(chain) => format!("-j {chain}"),
         Verdict::Goto(chain) => format!("-g {chain}"),
         Verdict::SetMark { value, mask } => format!("-j MARK --set-xmark {value:#x}/{mask:#x}"),
+        Verdict::Count => String::new(),
+        Verdict::Log(point) => {
+            format!("-j NFLOG --nflog-group {NFLOG_GROUP} --nflog-prefix {}", drops::prefix(point))
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{COMMENT_PREFIX, Line, LineHash, Reference, references};
 use crate::ir::Table;
+use crate::model::Family;
 use crate::names::CHAIN_PREFIX;
 
 /// What is ours in one family's tables.
@@ -64,6 +65,71 @@ pub fn parse(text: &str) -> Saved {
     Saved { chains: chains.into_iter().map(|(key, lines)| (key, lines.into())).collect(), hooks }
 }
 
+/// What the rules of our chains have counted, from the output of `iptables-save -c`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    chains: BTreeMap<(Table, String), Vec<Counter>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counter {
+    hash: LineHash,
+    packets: u64,
+    /// The rule only logs.
+    logs: bool,
+}
+
+/// Names a rule of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleKey {
+    /// Of which family's table.
+    pub family: Family,
+    /// In which table.
+    pub table: Table,
+    /// In which chain.
+    pub chain: String,
+    /// Which rule of it.
+    pub hash: LineHash,
+}
+
+impl Counters {
+    /// Packets that a rule has matched.
+    pub fn packets(&self, key: &RuleKey) -> Option<u64> {
+        let rules = self.chains.get(&(key.table, key.chain.clone()))?;
+        rules.iter().find(|rule| rule.hash == key.hash).map(|rule| rule.packets)
+    }
+
+    /// Of a policy's chain: packets that its rules have matched, and those that came to its end.
+    pub fn of_policy(&self, chain: &str) -> Option<(u64, u64)> {
+        let rules = self.chains.get(&(Table::Filter, chain.to_string()))?;
+        let (end, rules) = rules.split_last()?;
+        // A rule that denies logs some of what it drops: those are counted where they are dropped.
+        Some((rules.iter().filter(|rule| !rule.logs).map(|rule| rule.packets).sum(), end.packets))
+    }
+}
+
+/// Reads the output of `iptables-save -c`.
+pub fn counters(text: &str) -> Counters {
+    let mut counters = Counters::default();
+    let mut table = None;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table::ALL.into_iter().find(|table| table.as_str() == name.trim());
+        }
+        let Some(table) = table else { continue };
+        let Some((counted, rest)) = line.strip_prefix('[').and_then(|line| line.split_once("] ")) else {
+            continue;
+        };
+        let packets = counted.split_once(':').and_then(|(packets, _)| packets.parse().ok());
+        let (Some(packets), Some((chain, spec))) = (packets, appended(rest)) else { continue };
+        if chain.starts_with(CHAIN_PREFIX) {
+            let rules = counters.chains.entry((table, chain.to_string())).or_default();
+            rules.push(Counter { hash: LineHash::find(spec), packets, logs: spec.contains("-j NFLOG") });
+        }
+    }
+    counters
+}
+
 /// `[12:345] -A CHAIN spec` -> chain and spec.
 fn appended(line: &str) -> Option<(&str, &str)> {
     let line = match line.strip_prefix('[') {
@@ -101,6 +167,25 @@ COMMIT
 :MANX-NAT - [0:0]
 COMMIT
 "#;
+
+    #[test]
+    fn counters_are_found_by_rule_and_summed_by_policy() {
+        let text = "*filter\n:MANX-PI-x - [0:0]\n[9:1] -A FORWARD -j X\n\
+            [3:180] -A MANX-PI-x -m comment --comment \"manx:aaaaaaaaaa np a/b\" -g MANX-ALLOW\n\
+            [1:60] -A MANX-PI-x -m comment --comment \"manx:bbbbbbbbbb np a/b\" -j NFLOG --nflog-group 77\n\
+            [4:240] -A MANX-PI-x -m comment --comment \"manx:cccccccccc np a/b\" -j DROP\n\
+            [7:420] -A MANX-PI-x -m comment --comment \"manx:dddddddddd np a/b\" -j RETURN\nCOMMIT\n";
+        let counters = counters(text);
+        assert_eq!(counters.of_policy("MANX-PI-x"), Some((7, 7)));
+        let key = RuleKey {
+            family: Family::Ipv4,
+            table: Table::Filter,
+            chain: "MANX-PI-x".into(),
+            hash: LineHash::find("manx:cccccccccc"),
+        };
+        assert_eq!(counters.packets(&key), Some(4));
+        assert_eq!(counters.of_policy("MANX-PI-y"), None);
+    }
 
     #[test]
     fn foreign_rules_are_passed_over_and_ours_are_found_with_their_places() {

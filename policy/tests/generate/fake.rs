@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use manx_policy::drops::{PREFIX, Point, prefix};
 use manx_policy::ir::{
     Chain, ConnState, Hook, InterfaceMatch, Match, Member, Program, Rule, SetKind, Side, Table, Verdict,
 };
-use manx_policy::model::{Family, Protocol};
+use manx_policy::model::{Family, IcmpMatch, Protocol};
 use manx_policy::names::set_prefix;
 use manx_policy::plan::{Observed, ObservedSet, Step};
 
@@ -159,7 +160,7 @@ fn check(tables: &Tables, sets: &BTreeMap<String, (SetKind, BTreeSet<Member>)>) 
                 assert!(tables.contains_key(&(*table, target.clone())), "{chain}: no chain {target}");
             }
             for condition in &rule.matches {
-                if let Match::Set { name, .. } | Match::PortSet(name) = condition {
+                if let Match::Set { name, .. } | Match::PortSet { name, .. } = condition {
                     assert!(sets.contains_key(name), "{chain}: no set {name}");
                 }
             }
@@ -198,30 +199,37 @@ pub(crate) fn parse(spec: &str) -> Rule {
             }
             "-s" => matches.push(Match::Address(Side::Source, next().parse().unwrap())),
             "-d" => matches.push(Match::Address(Side::Destination, next().parse().unwrap())),
+            "-p" if negated => matches.push(Match::NotProtocol(next().parse().unwrap())),
             "-p" => {
                 let name = next();
                 protocol = Protocol::ALL.into_iter().find(|p| p.lower() == name);
                 match (protocol, name) {
                     (Some(_), _) => {}
                     (None, "ipv6-icmp") => matches.push(Match::Protocol(58)),
+                    (None, "icmp") => matches.push(Match::Protocol(1)),
                     // iptables prints and takes numbers where it has no name.
                     (None, number) => matches.push(Match::Protocol(number.parse().unwrap())),
                 }
             }
             "-m" => _ = next(),
-            "--dport" | "--dports" => {
+            "--dport" | "--dports" | "--sports" => {
                 let ranges = next().split(',').map(|range| match range.split_once(':') {
                     Some((first, last)) => (first.parse().unwrap(), last.parse().unwrap()),
                     None => (range.parse().unwrap(), range.parse().unwrap()),
                 });
-                matches.push(Match::Ports(protocol.unwrap(), ranges.collect()));
+                matches.push(Match::Ports {
+                    protocol: protocol.unwrap(),
+                    side: if option == "--sports" { Side::Source } else { Side::Destination },
+                    ranges: ranges.collect(),
+                    negated,
+                });
             }
             "--match-set" => {
                 let name = next().to_string();
                 matches.push(match next() {
                     "src" => Match::Set { name, side: Side::Source, negated },
                     "dst" => Match::Set { name, side: Side::Destination, negated },
-                    _ => Match::PortSet(name),
+                    _ => Match::PortSet { name, negated },
                 });
             }
             "--ctstate" => {
@@ -238,9 +246,17 @@ pub(crate) fn parse(spec: &str) -> Rule {
                 assert_eq!((next(), next(), negated), ("FIN,SYN,RST,ACK", "SYN", true));
                 matches.push(Match::TcpNotSyn);
             }
-            "--icmpv6-type" => {
-                matches.retain(|m| *m != Match::Protocol(58));
-                matches.push(Match::Icmp6(next().parse().unwrap()));
+            "--icmp-type" | "--icmpv6-type" => {
+                let family = if option == "--icmp-type" { Family::Ipv4 } else { Family::Ipv6 };
+                matches.retain(|m| !matches!(m, Match::Protocol(1 | 58)));
+                let said = next();
+                let (kind, code) = said.split_once('/').map_or((said, None), |(k, c)| (k, Some(c)));
+                let (kind, code) = (kind.parse().unwrap(), code.map(|code| code.parse().unwrap()));
+                matches.push(Match::Icmp { family, icmp: IcmpMatch { kind, code }, negated });
+            }
+            "--limit" => {
+                assert_eq!((next(), next(), next()), ("10/sec", "--limit-burst", "20"));
+                matches.push(Match::Seldom);
             }
             "--hl-eq" => matches.push(Match::HopLimit(next().parse().unwrap())),
             "--mark" => {
@@ -257,6 +273,10 @@ pub(crate) fn parse(spec: &str) -> Rule {
                         let (value, mask) = value_and_mask(next());
                         Verdict::SetMark { value, mask }
                     }
+                    "NFLOG" => {
+                        assert_eq!((next(), next(), next()), ("--nflog-group", "77", "--nflog-prefix"));
+                        printed(next())
+                    }
                     chain => Verdict::Jump(chain.into()),
                 });
             }
@@ -266,11 +286,35 @@ pub(crate) fn parse(spec: &str) -> Rule {
         negated = false;
     }
     // `-p tcp` alone says the protocol and nothing more.
-    let spoken = matches.iter().any(|m| matches!(m, Match::Ports(..) | Match::TcpNotSyn));
+    let spoken = matches.iter().any(|m| matches!(m, Match::Ports { .. } | Match::TcpNotSyn));
     if let (Some(protocol), false) = (protocol, spoken) {
         matches.push(Match::Protocol(protocol.number()));
     }
-    Rule { matches: matches.into(), verdict: verdict.unwrap(), comment: words.into() }
+    Rule {
+        matches: matches.into(),
+        verdict: verdict.unwrap_or(Verdict::Count),
+        comment: words.into(),
+        origin: None,
+    }
+}
+
+/// Of what a rule logs, the kernel knows only the prefix.
+fn printed(prefix: &str) -> Verdict {
+    Verdict::Log(Box::new(Point { reason: prefix.into(), ..Point::default() }))
+}
+
+/// A program without what the kernel does not say again: points of the log by their prefix alone, conditions in no order,
+/// no origin.
+pub(crate) fn as_printed(program: &mut Program) {
+    for rule in program.chains.values_mut().flat_map(|chain| &mut chain.rules) {
+        rule.matches.sort();
+        rule.origin = None;
+        if let Verdict::Log(point) = &rule.verdict
+            && !point.reason.starts_with(PREFIX)
+        {
+            rule.verdict = printed(&prefix(point));
+        }
+    }
 }
 
 fn value_and_mask(text: &str) -> (u32, u32) {

@@ -228,6 +228,27 @@ pub(crate) enum PolicyCommand {
         /// A pod as NAMESPACE/NAME or by its address, or a NAMESPACE.
         target: String,
     },
+    /// Every policy, in the order in which they are asked, and since when this node enforces it.
+    Ls,
+    /// What happens to a flow, rule by rule. Exits with 1 where it is denied.
+    Trace {
+        /// Who opens it: NAMESPACE/NAME or an address.
+        source: String,
+        /// To whom: NAMESPACE/NAME or an address, then :PORT and /PROTO (tcp); without a port a ping. IPv6 in brackets.
+        #[arg(value_name = "DESTINATION[:PORT[/PROTO]]")]
+        destination: String,
+    },
+    /// Which flows of this node's pods proposed objects would cut or open. Exits with 1 where one is cut.
+    Diff {
+        /// Manifest of the objects as they would be; - is standard input.
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// The rules of a pod of this node, as iptables-save would print them.
+    Render {
+        /// The pod, NAMESPACE/NAME.
+        pod: String,
+    },
 }
 
 #[derive(Subcommand, Debug)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -79,7 +79,7 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
-        self.ask(Method::GET, path, query).await
+        self.ask(Method::GET, path, query, String::new()).await
     }
 
     /// Orders something; the document says how things stand then.
@@ -88,7 +88,12 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
-        self.ask(Method::POST, path, query).await
+        self.ask(Method::POST, path, query, String::new()).await
+    }
+
+    /// Sends a text and gets what it means for the agent.
+    pub(crate) async fn send<T: DeserializeOwned>(&self, path: &str, text: String) -> Result<T, Failure> {
+        self.ask(Method::POST, path, &[], text).await
     }
 
     /// Gets documents, a line each, until `each` has enough.
@@ -102,7 +107,7 @@ impl Client {
         mut each: impl FnMut(T) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
         let target = target(path, query);
-        let begin = self.begin(Method::GET, &target);
+        let begin = self.begin(Method::GET, &target, String::new());
         let (socket, mut response) = match tokio::time::timeout(DEADLINE, begin).await {
             Ok(answer) => answer?,
             Err(_) => return Err(self.silent()),
@@ -133,9 +138,10 @@ impl Client {
         method: Method,
         path: &str,
         query: &[(&str, &str)],
+        text: String,
     ) -> Result<T, Failure> {
         let target = target(path, query);
-        let exchange = self.exchange(method, &target);
+        let exchange = self.exchange(method, &target, text);
         let (socket, status, body) = match tokio::time::timeout(DEADLINE, exchange).await {
             Ok(answer) => answer?,
             Err(_) => return Err(self.silent()),
@@ -154,8 +160,13 @@ impl Client {
         ))
     }
 
-    async fn exchange(&self, method: Method, target: &str) -> Result<(PathBuf, StatusCode, Bytes), Failure> {
-        let (socket, response) = self.begin(method, target).await?;
+    async fn exchange(
+        &self,
+        method: Method,
+        target: &str,
+        text: String,
+    ) -> Result<(PathBuf, StatusCode, Bytes), Failure> {
+        let (socket, response) = self.begin(method, target, text).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|e| broken(&socket, &*e))?;
@@ -163,7 +174,12 @@ impl Client {
     }
 
     /// Sends a request; the body of the answer is still to be read.
-    async fn begin(&self, method: Method, target: &str) -> Result<(PathBuf, Response<Incoming>), Failure> {
+    async fn begin(
+        &self,
+        method: Method,
+        target: &str,
+        text: String,
+    ) -> Result<(PathBuf, Response<Incoming>), Failure> {
         let (socket, stream) = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -173,7 +189,7 @@ impl Client {
             .method(method)
             .uri(target)
             .header(hyper::header::HOST, "manx")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(Bytes::from(text)))
             .map_err(|e| Failure::Usage(format!("{target}: {e}")))?;
         let response = sender.send_request(request).await.map_err(|e| broken(&socket, &e))?;
         Ok((socket, response))

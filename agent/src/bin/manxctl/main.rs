@@ -11,6 +11,7 @@ mod events;
 mod golden;
 mod history;
 mod output;
+mod policy;
 mod show;
 mod text;
 mod validate;
@@ -113,19 +114,38 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             printer.print(&client.post::<view::NodeDrain>(paths::NODE_UNDRAIN, &[]).await?)
         }
         Command::Watch { only } => watch(client, only, printer).await,
-        Command::Policy { command: PolicyCommand::For { target } } => {
+        Command::Policy { command } => ask_of_policy(client, command, printer).await,
+        Command::Ipam => printer.print(&client.get::<view::Ipam>(paths::IPAM, &[]).await?),
+        Command::Pods => printer.print(&client.get::<view::PodList>(paths::PODS, &[]).await?),
+        Command::Node { command: NodeCommand::Drain { .. } } => unreachable!("is done before"),
+        Command::Config { .. } | Command::Completion { .. } | Command::Man => {
+            unreachable!("these need no agent and are done before")
+        }
+    }
+}
+
+async fn ask_of_policy(client: &Client, command: &PolicyCommand, printer: &Printer) -> Result<Exit, Failure> {
+    match command {
+        PolicyCommand::Ls => printer.print(&client.get::<view::PolicyList>(paths::POLICIES, &[]).await?),
+        PolicyCommand::Trace { source, destination } => {
+            let query = [("source", source.as_str()), ("destination", destination.as_str())];
+            printer.print(&client.get::<view::Verdict>(paths::POLICY_TRACE, &query).await?)
+        }
+        PolicyCommand::Diff { file } => {
+            let text = policy::read(file)?;
+            printer.print(&client.send::<view::PolicyDiff>(paths::POLICY_DIFF, text).await?)
+        }
+        PolicyCommand::Render { pod } => {
+            let query = [("pod", pod.as_str())];
+            printer.print(&client.get::<view::PolicyRendering>(paths::POLICY_RENDER, &query).await?)
+        }
+        PolicyCommand::For { target } => {
             let query = [("target", target.as_str())];
             if cli::names_a_pod(target) {
                 printer.print(&client.get::<view::PodPolicy>(paths::POLICY_FOR, &query).await?)
             } else {
                 printer.print(&client.get::<view::PodPolicyList>(paths::POLICY_FOR, &query).await?)
             }
-        }
-        Command::Ipam => printer.print(&client.get::<view::Ipam>(paths::IPAM, &[]).await?),
-        Command::Pods => printer.print(&client.get::<view::PodList>(paths::PODS, &[]).await?),
-        Command::Node { command: NodeCommand::Drain { .. } } => unreachable!("is done before"),
-        Command::Config { .. } | Command::Completion { .. } | Command::Man => {
-            unreachable!("these need no agent and are done before")
         }
     }
 }

@@ -7,14 +7,12 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::networking::v1 as networking;
 use manx_bgp::types::Prefix;
-use manx_policy::model::Policy;
 use serde::Deserialize;
 
 use super::{Metadata, ReadResult, fault, faults, issue};
 use crate::config::NodeAnnotations;
-use crate::source::decode::{DecodeError, Ignored, decode};
+use crate::source::decode::{DecodeError, decode};
 use crate::source::object::{Endpoint, EndpointSlice, Node, Object, Secret, Service, ServiceKind};
 use crate::source::tree::Tree;
 
@@ -29,50 +27,6 @@ pub(super) fn namespace(tree: &Tree) -> ReadResult {
     let namespace =
         manx_policy::k8s::namespace(&raw).map_err(|p| faults(tree, &[issue(p.field, p.reason)]))?;
     Ok((Object::Namespace(namespace), Vec::new()))
-}
-
-pub(super) fn network_policy(tree: &Tree) -> ReadResult {
-    let (raw, ignored) = decode::<networking::NetworkPolicy>(tree).map_err(|e| fault(&e))?;
-    let mut policy =
-        manx_policy::k8s::network_policy(&raw).map_err(|p| faults(tree, &[issue(p.field, p.reason)]))?;
-    refuse_unknown(&mut policy, &ignored);
-    let notes = policy.problems.iter().map(|p| issue(p.field.clone(), p.reason.clone())).collect();
-    Ok((Object::NetworkPolicy(policy), notes))
-}
-
-/// A field that Kubernetes does not have is a slip, and a slip must not open anything: `prot: 80` would mean every port.
-fn refuse_unknown(policy: &mut Policy, ignored: &[Ignored]) {
-    for field in ignored.iter().filter(|i| i.path.starts_with("spec.")) {
-        let object = format!("NetworkPolicy {}", policy.id);
-        let within = |direction: &str| -> Option<usize> {
-            let rest = field.path.strip_prefix("spec.")?.strip_prefix(direction)?.strip_prefix('[')?;
-            rest.split_once(']')?.0.parse().ok()
-        };
-        let reason = match (within("ingress"), within("egress")) {
-            (Some(i), _) => {
-                refuse_rules(policy.ingress.iter_mut().flatten().skip(i).take(1));
-                "a NetworkPolicy has no such field: this rule opens nothing"
-            }
-            (_, Some(i)) => {
-                refuse_rules(policy.egress.iter_mut().flatten().skip(i).take(1));
-                "a NetworkPolicy has no such field: this rule opens nothing"
-            }
-            _ => {
-                refuse_rules(policy.ingress.get_or_insert_default().iter_mut());
-                refuse_rules(policy.egress.get_or_insert_default().iter_mut());
-                "a NetworkPolicy has no such field: the policy isolates its pods and opens nothing"
-            }
-        };
-        let problem =
-            manx_policy::model::Problem { object, field: field.path.clone(), reason: reason.to_owned() };
-        policy.problems.push(problem);
-    }
-}
-
-fn refuse_rules<'a>(rules: impl Iterator<Item = &'a mut manx_policy::model::Rule>) {
-    for rule in rules {
-        rule.refused = true;
-    }
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@
 
 mod kubernetes;
 mod ours;
+mod policies;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,16 +153,33 @@ fn read(tree: &Tree, api_version: &str, kind: &str) -> Outcome {
             wrong_version(tree, kind, api_version, "discovery.k8s.io/v1")
         }
         ("discovery.k8s.io", "EndpointSlice") => kubernetes::endpoint_slice(tree),
-        ("networking.k8s.io", "NetworkPolicy") if version == "v1" => kubernetes::network_policy(tree),
+        ("networking.k8s.io", "NetworkPolicy") if version == "v1" => policies::network_policy(tree),
         ("networking.k8s.io" | "extensions", "NetworkPolicy") => {
             wrong_version(tree, kind, api_version, "networking.k8s.io/v1")
         }
         (config::GROUP, _) => return ours::read(tree, version, kind),
+        ("", "ServiceAccount") => policies::service_account(tree),
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy") if version == "v1alpha2" => {
+            policies::cluster_network_policy(tree)
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "NetworkPolicy") => {
+            policies::calico_network_policy(tree)
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "GlobalNetworkPolicy") => {
+            policies::calico_global_network_policy(tree)
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "NetworkSet") => policies::network_set(tree, true),
+        ("projectcalico.org" | "crd.projectcalico.org", "GlobalNetworkSet") => {
+            policies::network_set(tree, false)
+        }
         (
             "policy.networking.k8s.io",
             "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy",
         )
-        | ("projectcalico.org" | "crd.projectcalico.org", "NetworkPolicy" | "GlobalNetworkPolicy")
+        | (
+            "projectcalico.org" | "crd.projectcalico.org",
+            "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedKubernetesNetworkPolicy",
+        )
         | ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => {
             return Outcome::NotDone(format!("this version does not enforce {kind} of {api_version}"));
         }
@@ -230,7 +248,15 @@ fn note(tree: &Tree, object: String, issue: &Issue) -> Note {
 fn label(tree: &Tree, kind: &str) -> String {
     let metadata = tree.get("metadata");
     let name = metadata.and_then(|m| m.text("name")).unwrap_or("without a name");
-    let known = [Kind::Secret, Kind::Pod, Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice];
+    let known = [
+        Kind::Secret,
+        Kind::Pod,
+        Kind::NetworkPolicy,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::NetworkSet,
+        Kind::ServiceAccount,
+    ];
     let given = metadata.and_then(|m| m.text("namespace"));
     let namespaced = known.iter().any(|k| k.as_str() == kind);
     match given.or(namespaced.then_some("default")) {

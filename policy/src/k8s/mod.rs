@@ -4,6 +4,13 @@
 //! no API server has seen. A policy is never refused as a whole: what cannot be understood of it opens nothing, the pods
 //! that it selects stay isolated, and [`Policy::problems`] says why.
 
+mod calico;
+mod cluster;
+mod expression;
+
+pub use calico::{CalicoPolicy, NetworkSet, calico_policy, network_set};
+pub use cluster::{ClusterNetworkPolicy, cluster_network_policy};
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,8 +21,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::model::{
-    Action, Addresses, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NamespaceScope, Peer,
-    Pod, PodId, PodSelector, Policy, PolicyId, Port, Problem, Protocol, Rule, Str, Tier,
+    Action, Addresses, IpBlock, Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NamespaceScope, Order,
+    Peer, Pod, PodId, PodSelector, Policy, PolicyId, PolicyKind, Port, Problem, Protocol, Rule,
+    SERVICE_ACCOUNT_LABEL, Str, Tier,
 };
 use crate::selector::{Operator, Requirement, Selector};
 
@@ -63,12 +71,14 @@ pub fn pod(object: &core::Pod) -> Result<Pod, Problem> {
     ports.dedup();
 
     let annotation = |key: &str| object.metadata.annotations.as_ref().and_then(|a| a.get(key));
+    let account = spec.and_then(|s| s.service_account_name.as_deref()).filter(|name| !name.is_empty());
+    let account = account.map(|name| (Str::from(SERVICE_ACCOUNT_LABEL), Str::from(name)));
     let phase = status.and_then(|s| s.phase.as_deref());
     Ok(Pod {
         id: PodId { namespace, name },
         uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         mirror_hash: annotation(MIRROR_ANNOTATION).map(|hash| hash.as_str().into()),
-        labels: labels(&object.metadata),
+        labels: Labels::new(labels(&object.metadata).iter().cloned().chain(account)),
         node: spec.and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty()).map(Str::from),
         host_network: spec.and_then(|s| s.host_network).unwrap_or(false),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
@@ -122,17 +132,66 @@ pub fn network_policy(object: &networking::NetworkPolicy) -> Result<Policy, Prob
     let ingress = isolates_ingress.then(|| rules(&ingress, "ingress", "from"));
     let egress = isolates_egress.then(|| rules(&egress, "egress", "to"));
 
-    let annotations = object.metadata.annotations.as_ref();
     Ok(Policy {
-        id: PolicyId { tier: Tier::NetworkPolicy, namespace: Some(namespace.clone()), name },
-        priority: 0,
+        id: PolicyId { kind: PolicyKind::NetworkPolicy, namespace: Some(namespace.clone()), name },
+        tier: Tier::NetworkPolicy,
+        order: Order::NETWORK_POLICY,
         generation: object.metadata.generation.unwrap_or(0),
-        staged: annotations.and_then(|a| a.get(STAGED_ANNOTATION)).is_some_and(|v| v == "true"),
-        subject: PodSelector { namespaces: NamespaceScope::Named(namespace), pods },
+        staged: staged(&object.metadata),
+        subject: vec![PodSelector { namespaces: NamespaceScope::Named(namespace), pods }],
         ingress,
         egress,
         problems: door.problems,
     })
+}
+
+/// Fields of a policy's object that nobody knows, by their path. A slip must not open anything: `prot: 80` would mean every
+/// port. The rule in which such a field stands is refused; one outside the rules leaves none that opens.
+pub fn refuse_unknown<'a>(policy: &mut Policy, paths: impl IntoIterator<Item = &'a str>) {
+    let isolating = policy.id.kind == PolicyKind::NetworkPolicy;
+    for path in paths.into_iter().filter(|path| path.starts_with("spec.")) {
+        let within = |direction: &str| -> Option<usize> {
+            let rest = path.strip_prefix("spec.")?.strip_prefix(direction)?.strip_prefix('[')?;
+            rest.split_once(']')?.0.parse().ok()
+        };
+        let rules = |list: &'_ mut Option<Vec<Rule>>, index: usize| {
+            let rule = list.iter_mut().flatten().nth(index);
+            rule.into_iter().for_each(|rule| rule.refused = true);
+        };
+        let effect = match (within("ingress"), within("egress")) {
+            (Some(index), _) => {
+                rules(&mut policy.ingress, index);
+                "this rule opens nothing"
+            }
+            (_, Some(index)) => {
+                rules(&mut policy.egress, index);
+                "this rule opens nothing"
+            }
+            (None, None) => {
+                if isolating {
+                    policy.ingress.get_or_insert_default();
+                    policy.egress.get_or_insert_default();
+                }
+                let all = policy.ingress.iter_mut().chain(&mut policy.egress).flatten();
+                all.filter(|rule| rule.action != Action::Deny).for_each(|rule| rule.refused = true);
+                if isolating {
+                    "the policy isolates its pods and opens nothing"
+                } else {
+                    "the policy opens nothing"
+                }
+            }
+        };
+        let kind = policy.id.kind.as_str();
+        let name = match &policy.id.namespace {
+            Some(namespace) => format!("{namespace}/{}", policy.id.name),
+            None => policy.id.name.to_string(),
+        };
+        policy.problems.push(Problem {
+            object: format!("{kind} {name}"),
+            field: path.to_owned(),
+            reason: format!("a {kind} has no such field: {effect}"),
+        });
+    }
 }
 
 type RuleParts<'a> =
@@ -199,7 +258,7 @@ impl Door {
                 .collect()
         });
         let refused = !understood || self.problems.len() > before;
-        Rule { action: Action::Accept, peers, ports, name: None, refused }
+        Rule { action: Action::Accept, peers, ports, more: None, name: None, refused }
     }
 
     fn peer(&mut self, namespace: &Str, peer: &networking::NetworkPolicyPeer, field: &str) -> Option<Peer> {
@@ -361,6 +420,11 @@ fn is_port_name(name: &str) -> bool {
     let allowed = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     let dashes = name.starts_with('-') || name.ends_with('-') || name.contains("--");
     (1..=15).contains(&name.len()) && allowed && !dashes && name.bytes().any(|b| b.is_ascii_lowercase())
+}
+
+fn staged(metadata: &ObjectMeta) -> bool {
+    let annotations = metadata.annotations.as_ref();
+    annotations.and_then(|a| a.get(STAGED_ANNOTATION)).is_some_and(|value| value == "true")
 }
 
 fn labels(metadata: &ObjectMeta) -> Labels {
