@@ -7,6 +7,7 @@
 
 pub mod bgp;
 pub mod clock;
+mod drift;
 pub mod events;
 pub mod facts;
 mod ladder;

@@ -21,7 +21,7 @@ use super::clock::Clock;
 use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
 use super::why::{self, DroppedSegments};
-use super::{node, peers, pods, policy, routes, watch};
+use super::{drift, node, peers, pods, policy, routes, watch};
 use crate::drained::OrderFile;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
@@ -131,6 +131,7 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route(&peer(paths::PEER_DISABLE), order(post(peers::disable)))
         .route(&peer(paths::PEER_ENABLE), order(post(peers::enable)))
         .route(paths::ROUTES, get(routes::routes))
+        .route(paths::ROUTE_DRIFT, get(drift::drift))
         .route(paths::ROUTE_GET, get(routes::route_get))
         .route(paths::ROUTE_WHY, get(routes::route_why))
         .route(paths::NODE_DRAIN, get(node::show).merge(order(post(node::drain))))

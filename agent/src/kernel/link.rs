@@ -130,6 +130,11 @@ impl LinksHandle {
         self.snapshot.load().addresses()
     }
 
+    /// The name of a link, or its number where it is gone.
+    pub fn name(&self, link: u32) -> String {
+        self.snapshot.load().name(link)
+    }
+
     /// The names of all links, sorted.
     pub fn names(&self) -> Vec<String> {
         self.snapshot.load().names()

@@ -3,6 +3,7 @@
 //! ```text
 //! netlink -+- fib      routes we own, written in bulk by a thread of its own
 //!          +- link     links, addresses and other owners' routes, as a snapshot and events
+//!          +- audit    our routes as they are, when somebody asks
 //!          +- neighbour one on-link neighbour, when somebody asks
 //!          +- ipset    sets, over a socket that stays open
 //! iptables, sysctl, netstat   processes and /proc
@@ -12,6 +13,7 @@
 //!
 //! Everything acts in the network namespace of the thread that opens it.
 
+pub mod audit;
 pub mod cleanup;
 pub mod egress_nat;
 pub mod fib;

@@ -6,6 +6,7 @@
 
 mod bgp;
 mod drain;
+mod drift;
 mod events;
 mod history;
 pub mod paths;
@@ -24,6 +25,7 @@ pub use bgp::{
     RouteListKind, RouteLookup, RouteLookupKind,
 };
 pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
+pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};
 pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{

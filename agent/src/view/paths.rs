@@ -11,6 +11,7 @@
 //! | POST [`PEERS`]`/{peer}`[`PEER_DISABLE`] | `message=` | [`PeerAction`](super::PeerAction) |
 //! | POST [`PEERS`]`/{peer}`[`PEER_ENABLE`] | | [`PeerAction`](super::PeerAction) |
 //! | [`ROUTES`] | `table=loc\|in\|out`, `peer=`, `rejected=true`, `best=true` | [`RouteList`](super::RouteList) |
+//! | [`ROUTE_DRIFT`] | | [`RouteDrift`](super::RouteDrift) |
 //! | [`ROUTE_GET`] | `ip=` | [`RouteLookup`](super::RouteLookup) |
 //! | [`ROUTE_WHY`] | `prefix=` | [`RouteExplanation`](super::RouteExplanation) |
 //! | [`NODE_DRAIN`] | | [`NodeDrain`](super::NodeDrain) |
@@ -49,6 +50,8 @@ pub const PEER_DISABLE: &str = "/disable";
 pub const PEER_ENABLE: &str = "/enable";
 /// Routes: `table=loc` (the default), or `table=in` and `table=out` with `peer=`.
 pub const ROUTES: &str = "/v1/routes";
+/// Where the kernel's routes differ from what they should be.
+pub const ROUTE_DRIFT: &str = "/v1/routes/drift";
 /// The route that a packet to `ip=` takes.
 pub const ROUTE_GET: &str = "/v1/routes/get";
 /// Why the route for `prefix=` is what it is.

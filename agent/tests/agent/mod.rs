@@ -4,6 +4,7 @@ mod bgp;
 mod cleanup;
 mod cni;
 mod drain;
+mod drift;
 mod egress;
 mod life;
 mod orders;

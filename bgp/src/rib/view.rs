@@ -6,9 +6,10 @@ use crate::filter::{self, Candidate};
 use crate::rib::Rib;
 use crate::rib::adj_rib_in::RouteKey;
 use crate::rib::decision::{as_path_length, local_pref, neighbor_as};
+use crate::rib::loc_rib::Forwarding;
 use crate::rib::path::{Path, Step, Verdict};
 use crate::rib::sources::SourceId;
-use crate::speaker::{AsPathItem, ExportView, FibNextHop, RouteView};
+use crate::speaker::{AsPathItem, ExportView, FibNextHop, RouteChange, RouteView};
 use crate::types::{Family, PeerType, Prefix};
 use crate::wire::attribute::{NextHop, Origin, PathAttributes, SegmentKind};
 use crate::wire::community::{extended_text, large_text, standard_text};
@@ -112,6 +113,20 @@ impl Rib {
         let family = prefix.family();
         let slot = self.tables[family].find(prefix);
         slot.map_or_else(Vec::new, |slot| self.forwarding(family, slot).next_hops.into_vec())
+    }
+
+    /// Where each prefix leads that leads anywhere but here: what the FIB holds once all changes have been told.
+    pub(crate) fn forwarding_view(&self) -> Vec<RouteChange> {
+        let mut all = Vec::new();
+        for family in Family::ALL {
+            for slot in self.tables[family].occupied() {
+                let Forwarding { next_hops, blackhole } = self.forwarding(family, slot);
+                if blackhole || !next_hops.is_empty() {
+                    all.push(RouteChange { prefix: self.tables[family].prefix(slot), next_hops, blackhole });
+                }
+            }
+        }
+        all
     }
 
     /// What became of a prefix towards each peer with a session.

@@ -11,7 +11,7 @@ use crate::speaker::history::Transition;
 use crate::speaker::peer::Peer;
 use crate::speaker::{
     CapabilityView, Counters, Explanation, FamilyView, GracefulRestartView, HistoryView, Lookup,
-    NotificationView, PeerView, RemoteAs, RouteQuery, RouteView, RuleView, Speaker, TimersView,
+    NotificationView, PeerView, RemoteAs, RouteChange, RouteQuery, RouteView, RuleView, Speaker, TimersView,
     TransitionCount, TransitionView,
 };
 use crate::types::{Family, Prefix};
@@ -91,6 +91,11 @@ impl Speaker {
                 id.map_or_else(Vec::new, |id| self.rib.adj_out_view(*id, &name))
             }
         }
+    }
+
+    /// Where each prefix leads that leads anywhere but here, in no order: what the FIB holds once it has been told all.
+    pub fn forwarding(&self) -> Vec<RouteChange> {
+        self.rib.forwarding_view()
     }
 
     /// Everything known about a prefix.

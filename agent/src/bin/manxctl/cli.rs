@@ -191,6 +191,10 @@ pub(crate) struct RoutesArgs {
     /// Refused paths only, with the reason.
     #[arg(long, global = true, conflicts_with = "best")]
     pub(crate) rejected: bool,
+    /// What differs between this table and the kernel's: missing, changed, or under our number and nobody's. Exits with
+    /// 1 if anything does.
+    #[arg(long, conflicts_with_all = ["best", "rejected"])]
+    pub(crate) drift: bool,
 }
 
 #[derive(Subcommand, Debug)]

@@ -495,6 +495,39 @@ fn a_drain_says_how_far_it_has_come() {
 }
 
 #[test]
+fn drift_says_what_should_be_and_what_is() {
+    let item =
+        |prefix: &str, drift: Drift, wanted: &[&str], found: &[&str], reason: Option<&str>| DriftItem {
+            prefix: prefix.into(),
+            drift,
+            wanted: wanted.iter().map(|w| (*w).to_owned()).collect(),
+            found: found.iter().map(|f| (*f).to_owned()).collect(),
+            reason: reason.map(Into::into),
+        };
+    let drift = RouteDrift {
+        node: "n1".into(),
+        wanted: 12,
+        agreeing: 10,
+        items: vec![
+            item(
+                "10.9.0.0/16",
+                Drift::Missing,
+                &["10.0.1.1 dev eth0", "10.0.2.1 dev eth1"],
+                &[],
+                Some("removed by ip (pid 7) 3 s ago, reinstalling"),
+            ),
+            item("10.10.0.0/16", Drift::Changed, &["10.0.1.1 dev eth0"], &["blackhole"], None),
+            item("10.11.0.0/16", Drift::Extra, &[], &["10.0.1.1 dev eth0"], None),
+        ],
+        ..Default::default()
+    };
+    insta::assert_snapshot!(all(&drift));
+    assert_eq!(drift.exit(), Exit::No);
+    let none = RouteDrift { wanted: 12, agreeing: 12, ..Default::default() };
+    assert_eq!((none.text(&TABLE).lines().count(), none.exit()), (1, Exit::Yes));
+}
+
+#[test]
 fn ipam() {
     let ipam = Ipam {
         pools: vec![

@@ -91,6 +91,13 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
         Command::Version => version(client, printer).await,
         Command::Peers => printer.print(&client.get::<view::PeerList>(paths::PEERS, &[]).await?),
         Command::Peer { command } => ask_of_peer(client, command, printer).await,
+        Command::Routes(args) if args.drift => {
+            if args.table.is_some() {
+                let text = "--drift compares this node's own table with the kernel: name no peer";
+                return Err(Failure::Usage(text.to_owned()));
+            }
+            printer.print(&client.get::<view::RouteDrift>(paths::ROUTE_DRIFT, &[]).await?)
+        }
         Command::Routes(args) => {
             let mut query = match &args.table {
                 None => vec![("table", "loc")],

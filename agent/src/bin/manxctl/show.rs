@@ -2,7 +2,8 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use manx_agent::view::{
-    AsPathItem, EpochSeconds, FibState, Ipam, PeerList, PodList, PodPolicyList, Route, RouteList,
+    AsPathItem, Drift, EpochSeconds, FibState, Ipam, PeerList, PodList, PodPolicyList, Route, RouteDrift,
+    RouteList,
 };
 use serde::Serialize;
 
@@ -74,6 +75,40 @@ impl Show for RouteList {
         let mut names: Vec<_> = self.items.iter().map(|r| r.prefix.clone()).collect();
         names.dedup();
         names
+    }
+}
+
+impl Show for RouteDrift {
+    fn text(&self, style: &Style) -> String {
+        let title =
+            format!("{} of {} prefixes are in the kernel as they should be\n", self.agreeing, self.wanted);
+        if self.items.is_empty() {
+            return title;
+        }
+        let columns = vec![left("PREFIX"), left("DRIFT"), left("SHOULD-LEAD"), left("LEADS"), left("REASON")];
+        let rows = self.items.iter().map(|item| {
+            let drift = match item.drift {
+                Drift::Missing => "MISSING",
+                Drift::Changed => "CHANGED",
+                Drift::Extra => "EXTRA",
+            };
+            vec![
+                text(&item.prefix),
+                text(drift).fg(Color::Red),
+                text(&dash(&item.wanted.join(", "))),
+                text(&dash(&item.found.join(", "))),
+                text(item.reason.as_deref().unwrap_or("-")),
+            ]
+        });
+        title + &table(&columns, rows, style)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.items.iter().map(|item| item.prefix.clone()).collect()
+    }
+
+    fn exit(&self) -> Exit {
+        if self.items.is_empty() { Exit::Yes } else { Exit::No }
     }
 }
 

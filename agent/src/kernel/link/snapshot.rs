@@ -126,6 +126,10 @@ impl Snapshot {
         self.addresses.iter().map(|(net, _)| *net).collect()
     }
 
+    pub(super) fn name(&self, link: u32) -> String {
+        self.links.get(&link).map_or_else(|| format!("link {link}"), |l| l.name.clone())
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.links.values().map(|l| l.name.clone()).collect();
         names.sort_unstable();
@@ -174,12 +178,10 @@ impl Snapshot {
     }
 
     pub(super) fn describe(&self, route: &KernelRoute) -> Found {
-        let name =
-            |index: u32| self.links.get(&index).map_or_else(|| format!("link {index}"), |l| l.name.clone());
         Found {
             prefix: Some(route.prefix),
             gateways: route.hops.iter().filter_map(|h| h.gateway).collect(),
-            interfaces: route.hops.iter().filter(|h| h.ifindex != 0).map(|h| name(h.ifindex)).collect(),
+            interfaces: route.hops.iter().filter(|h| h.ifindex != 0).map(|h| self.name(h.ifindex)).collect(),
             ifindexes: route.hops.iter().map(|h| h.ifindex).filter(|index| *index != 0).collect(),
             owner: owner(route.protocol),
         }
