@@ -150,10 +150,9 @@ pub fn difference(known: &Endpoints, now: &Endpoints) -> Vec<Update> {
         .collect()
 }
 
-/// podman gives a name and no namespace, which then counts as `default`.
 fn endpoint(attachment: &Attachment) -> Endpoint {
     let pod = attachment.pod.as_ref().map(|name| PodRef {
-        namespace: attachment.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        namespace: attachment.namespace.clone(),
         name: name.clone(),
         uid: attachment.uid.clone(),
     });

@@ -290,8 +290,9 @@ impl fmt::Display for EndpointId {
 /// Whose attachment it is, as the CNI arguments say.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodRef {
-    /// K8S_POD_NAMESPACE.
-    pub namespace: String,
+    /// K8S_POD_NAMESPACE. `None`: the runtime is not Kubernetes' (podman gives a name alone); the attachment has the labels
+    /// of the Pod of that name in `default`, if there is one.
+    pub namespace: Option<String>,
     /// K8S_POD_NAME.
     pub name: String,
     /// K8S_POD_UID. Where it is given, a pod of the same name and another uid is a stranger.

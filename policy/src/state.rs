@@ -15,7 +15,7 @@ use crate::model::{
     PolicyId, Str, Update,
 };
 
-/// Namespace of attachments that came without pod arguments.
+/// Namespace of attachments that came without one.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Who an endpoint is.
@@ -23,7 +23,7 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub enum Owner<'a> {
     /// This pod.
     Pod(&'a Pod),
-    /// An attachment without pod arguments for which no Pod object exists: a workload without labels.
+    /// An attachment without a namespace for which no Pod object exists: a workload without labels.
     Anonymous(PodId),
     /// The pod that the attachment names is not known (yet), or a stranger bears its name: closed.
     Unknown,
@@ -207,6 +207,7 @@ impl State {
                 Some(uid) if **uid == *pod.uid || pod.mirror_hash.as_deref() == Some(uid) => Owner::Pod(pod),
                 Some(_) => Owner::Unknown,
             },
+            (Some(claim), None) if claim.namespace.is_none() && claim.uid.is_none() => Owner::Anonymous(id),
             (Some(_), None) => Owner::Unknown,
         }
     }
@@ -282,7 +283,10 @@ pub fn account_label(key: &str) -> Str {
 /// The pod that an attachment names.
 pub fn claimed_pod(endpoint: &Endpoint) -> PodId {
     match &endpoint.pod {
-        Some(claim) => PodId::new(&claim.namespace, &claim.name),
+        Some(claim) => {
+            let namespace = claim.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+            PodId::new(namespace, &claim.name)
+        }
         None => PodId::new(DEFAULT_NAMESPACE, &endpoint.id.container_id),
     }
 }

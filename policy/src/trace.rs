@@ -306,7 +306,7 @@ fn elsewhere(
             },
             interface,
             pod: Some(PodRef {
-                namespace: pod.id.namespace.to_string(),
+                namespace: Some(pod.id.namespace.to_string()),
                 name: pod.id.name.to_string(),
                 uid: None,
             }),

@@ -47,7 +47,11 @@ fn pod(engine: &mut Engine, name: &str, last: u8, node: &str) {
         engine.apply(Update::SetEndpoint(Endpoint {
             id: EndpointId { container_id: name.into(), ifname: "eth0".into() },
             interface: format!("manx{last:011x}"),
-            pod: Some(PodRef { namespace: "default".into(), name: name.into(), uid: Some(name.into()) }),
+            pod: Some(PodRef {
+                namespace: Some("default".into()),
+                name: name.into(),
+                uid: Some(name.into()),
+            }),
             addresses: [format!("10.0.0.{last}").parse().unwrap(), format!("fd00::{last}").parse().unwrap()]
                 .into_iter()
                 .collect(),

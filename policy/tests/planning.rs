@@ -427,7 +427,11 @@ fn endpoint(i: usize) -> Update {
     Update::SetEndpoint(Endpoint {
         id: EndpointId { container_id: format!("p{i}"), ifname: "eth0".into() },
         interface: cluster::interface(i),
-        pod: Some(PodRef { namespace: "default".into(), name: format!("p{i}"), uid: Some("u1".into()) }),
+        pod: Some(PodRef {
+            namespace: Some("default".into()),
+            name: format!("p{i}"),
+            uid: Some("u1".into()),
+        }),
         addresses: Addresses::from_slice(&cluster::pod_addresses(i)),
     })
 }

@@ -58,7 +58,7 @@ fn endpoint(i: usize) -> Endpoint {
         id: EndpointId { container_id: format!("{i:064x}"), ifname: "eth0".into() },
         interface: format!("manx{:011x}", (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20),
         pod: Some(PodRef {
-            namespace: pod.id.namespace.to_string(),
+            namespace: Some(pod.id.namespace.to_string()),
             name: pod.id.name.to_string(),
             uid: Some(pod.uid.to_string()),
         }),

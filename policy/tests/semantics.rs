@@ -8,7 +8,9 @@ mod world;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 use manx_policy::ir::Member;
-use manx_policy::model::{Endpoint, EndpointId, Family, Labels, Payload, PodId, PolicyId, Protocol, Update};
+use manx_policy::model::{
+    Endpoint, EndpointId, Family, Labels, Payload, PodId, PodRef, PolicyId, Protocol, Update,
+};
 use manx_policy::sim::Packet;
 use manx_policy::{grants, k8s};
 use rstest::rstest;
@@ -508,6 +510,21 @@ fn an_attachment_without_pod_arguments_is_a_workload_of_namespace_default_withou
     assert!(world.tcp("10.0.0.7", WEB, 80), "and count it among the namespace's pods");
     world.policy("default", "p", "{podSelector: {matchLabels: {app: web}}}");
     assert!(world.tcp(STRANGER, "10.0.0.7", 80), "it has no labels");
+}
+
+#[test]
+fn an_attachment_with_a_name_alone_has_the_labels_of_the_pod_of_that_name_in_default_while_there_is_one() {
+    let mut world = three();
+    world.calc.apply(Update::SetEndpoint(Endpoint {
+        id: EndpointId { container_id: "podman1".into(), ifname: "eth0".into() },
+        interface: "manxcache".into(),
+        pod: Some(PodRef { namespace: None, name: "cache".into(), uid: None }),
+        addresses: ["10.0.0.7".parse().unwrap()].into_iter().collect(),
+    }));
+    world.policy("default", "p", "{podSelector: {matchLabels: {app: cache}}}");
+    assert!(world.tcp(STRANGER, "10.0.0.7", 80), "there is no such Pod: it has no labels");
+    world.pod("default", "cache", "{app: cache}", &[], "");
+    assert!(!world.tcp(STRANGER, "10.0.0.7", 80), "it has those of the Pod");
 }
 
 #[test]

@@ -271,6 +271,10 @@ fn an_attachment_without_a_uid_is_confirmed_by_its_name_and_one_without_a_pod_co
     let stray = Attachment { namespace: None, pod: None, ..attachment("", None, 6) };
     node.attach(&stray);
     confirmed(&node, &stray);
+    // As podman calls: a name, and perhaps no Pod of that name.
+    let podman = Attachment { namespace: None, ..attachment("cache", None, 7) };
+    node.attach(&podman);
+    confirmed(&node, &podman);
     let rows = node.json(&["pods"]);
     let row = rows["items"]
         .as_array()

@@ -134,6 +134,8 @@ pub(crate) fn endpoint(i: usize) -> impl Strategy<Value = Endpoint> {
         8 => (select(&NAMESPACES[..]), Just(Some("u1"))).prop_map(Some),
         2 => (select(&NAMESPACES[..]), Just(Some("u2"))).prop_map(Some),
         2 => (select(&NAMESPACES[..]), Just(None)).prop_map(Some),
+        // A name and no namespace, as podman has it.
+        1 => Just(Some(("", None))),
         1 => Just(None),
     ];
     claim.prop_map(move |claim| {
@@ -142,7 +144,7 @@ pub(crate) fn endpoint(i: usize) -> impl Strategy<Value = Endpoint> {
             id: EndpointId { container_id: name.clone(), ifname: "eth0".into() },
             interface: interface(i),
             pod: claim.map(|(namespace, uid)| PodRef {
-                namespace: namespace.into(),
+                namespace: (!namespace.is_empty()).then(|| namespace.into()),
                 name,
                 uid: uid.map(Into::into),
             }),

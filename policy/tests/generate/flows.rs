@@ -42,7 +42,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = Vec<Update>> {
             if let Some(mut endpoint) = endpoint {
                 // Mostly the attachment of this very pod.
                 if let Some(claim) = &mut endpoint.pod {
-                    claim.namespace = pod.id.namespace.to_string();
+                    claim.namespace = Some(pod.id.namespace.to_string());
                 }
                 updates.push(Update::SetEndpoint(endpoint));
             }

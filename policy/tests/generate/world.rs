@@ -53,7 +53,7 @@ impl World {
             id: EndpointId { container_id: name.into(), ifname: "eth0".into() },
             interface: format!("manx{name}"),
             pod: Some(PodRef {
-                namespace: namespace.into(),
+                namespace: Some(namespace.into()),
                 name: name.into(),
                 uid: Some(format!("uid-{name}")),
             }),

@@ -138,7 +138,11 @@ pub(crate) fn endpoint(i: usize, namespace: &str, name: &str, host: &Host) -> En
     Endpoint {
         id: EndpointId { container_id: format!("c{i}"), ifname: "eth0".into() },
         interface: host.interface.clone(),
-        pod: Some(PodRef { namespace: namespace.into(), name: name.into(), uid: Some(format!("uid-{i}")) }),
+        pod: Some(PodRef {
+            namespace: Some(namespace.into()),
+            name: name.into(),
+            uid: Some(format!("uid-{i}")),
+        }),
         addresses: Addresses::from_slice(&host.addresses),
     }
 }
