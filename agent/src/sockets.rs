@@ -3,6 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::net::UnixListener;
@@ -13,15 +14,25 @@ pub struct RunDir {
     _lock: File,
 }
 
+/// A predecessor that was killed holds its files until its last thread is gone, which its supervisor may not wait for.
+const DYING: Duration = Duration::from_secs(1);
+
 /// Makes the run directory if it is missing, with mode 0755, and takes it: two agents on one run directory would fight
 /// over sockets and kernel. The lock ends with the process, however that ends.
 ///
 /// # Errors
-/// When it can't be made, the path is something else than a directory, or another agent has it.
+/// When it can't be made, the path is something else than a directory, or another agent still has it after a second.
 pub fn take_run_dir(dir: &Path) -> anyhow::Result<RunDir> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the run directory {}", dir.display()))?;
     let lock = File::open(dir).with_context(|| format!("cannot open the run directory {}", dir.display()))?;
-    match lock.try_lock() {
+    let deadline = Instant::now() + DYING;
+    let locked = loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(DYING / 50),
+            other => break other,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => bail!(
             "the run directory {} is another agent's: stop it, or give this one its own --run-dir",
