@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -102,6 +103,22 @@ impl Agent {
     pub fn manxctl_json(&self, args: &[&str]) -> Result<Value> {
         let mut manxctl = std::process::Command::new(self.binary("manxctl")?);
         command::json(manxctl.arg("--run-dir").arg(self.run_dir()).args(["-o", "json"]).args(args))
+    }
+
+    /// What the admin API answers at this path with its query: the status and the document.
+    ///
+    /// # Errors
+    /// When the agent cannot be asked.
+    pub fn ask(&self, path: &str) -> Result<(u16, Value)> {
+        let mut stream = UnixStream::connect(self.run_dir().join("admin.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: manx\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the admin API speaks HTTP")?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("a status line")?;
+        let body = serde_json::from_str(body).with_context(|| format!("{path} answered {answer}"))?;
+        Ok((status, body))
     }
 
     /// Whether `/readyz` says so; else what it says instead.

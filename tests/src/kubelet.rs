@@ -27,6 +27,8 @@ pub struct PodSpec {
     pub node: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Its `spec.containers`.
+    pub containers: Value,
 }
 
 impl PodSpec {
@@ -38,6 +40,10 @@ impl PodSpec {
             name: name.to_owned(),
             node: node.to_owned(),
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            containers: json!([{
+                "name": "main", "image": "lab",
+                "ports": [{"name": "http", "containerPort": 8080}, {"name": "admin", "containerPort": 9090}],
+            }]),
         }
     }
 }
@@ -55,6 +61,8 @@ pub struct Pod {
     pub node: String,
     /// Labels, as last written.
     pub labels: BTreeMap<String, String>,
+    /// Its `spec.containers`.
+    pub containers: Value,
     /// Its network namespace.
     pub netns: Netns,
     /// Id of its sandbox.
@@ -90,13 +98,7 @@ impl Pod {
         let mut object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid, "labels": self.labels},
-            "spec": {
-                "nodeName": self.node,
-                "containers": [{
-                    "name": "main", "image": "lab",
-                    "ports": [{"name": "http", "containerPort": 8080}, {"name": "admin", "containerPort": 9090}],
-                }],
-            },
+            "spec": {"nodeName": self.node, "containers": self.containers},
             "status": {"phase": "Pending"},
         });
         if running {
@@ -136,6 +138,7 @@ impl Kubelet {
             uid: uuid()?,
             node: spec.node.clone(),
             labels: spec.labels.clone(),
+            containers: spec.containers.clone(),
             netns,
             // containerd's ids are 64 hex digits.
             container_id: (uuid()? + &uuid()?).replace('-', ""),

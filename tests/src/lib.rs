@@ -31,6 +31,7 @@ pub mod probe;
 pub mod process;
 pub mod report;
 pub mod routers;
+pub mod scenario;
 pub mod show;
 pub mod topology;
 pub mod wait;
