@@ -1,6 +1,10 @@
 //! In a chain with the reference plugins as neighbours, as a runtime would call them.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use manx_cni::conflist;
 use serde_json::{Value, json};
@@ -55,12 +59,11 @@ fn host_port_of_debians_portmap_works_from_outside() {
     let result = chain(&node, "ADD", &pod, &plugins, &runtime);
     assert_eq!(result["ips"].as_array().unwrap().len(), 2);
 
-    let server = pod.ns.inside(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+    let server = pod.ns.inside(|| TcpListener::bind("0.0.0.0:80").unwrap());
     let connect = || {
         client.inside(|| {
             let to = "192.0.2.1:8080".parse().unwrap();
-            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(5))
-                .map(|s| s.local_addr().unwrap())
+            TcpStream::connect_timeout(&to, Duration::from_secs(5)).map(|s| s.local_addr().unwrap())
         })
     };
     let client_address = connect().unwrap();
@@ -93,6 +96,19 @@ fn bandwidth_finds_the_host_end_in_the_result() {
     let qdisc = node.ns.run("tc", &["qdisc", "show", "dev", host]);
     assert!(qdisc.contains("tbf") && qdisc.contains("8Mbit"), "{qdisc}");
     tcp(&node.ns, &pod.ns, &address(&result, true));
+
+    // 8 Mbit/s are a megabyte a second: what is over the burst takes its time, and all of it arrives.
+    const BYTES: usize = 1_000_000;
+    let server = pod.ns.inside(|| TcpListener::bind("0.0.0.0:5001").unwrap());
+    let to = SocketAddr::new(address(&result, true).parse().unwrap(), 5001);
+    let begin = Instant::now();
+    let sender = node.ns.inside(|| TcpStream::connect(to).unwrap());
+    let sending = thread::spawn(move || (&sender).write_all(&vec![0; BYTES]).unwrap());
+    let mut received = Vec::new();
+    server.accept().unwrap().0.read_to_end(&mut received).unwrap();
+    sending.join().unwrap();
+    assert_eq!(received.len(), BYTES);
+    assert!(begin.elapsed() > Duration::from_millis(700), "{:?}", begin.elapsed());
     chain(&node, "DEL", &pod, &plugins, &runtime);
     node.assert_nothing_left();
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -591,35 +592,41 @@ fn results_have_the_shape_of_their_version() {
     }
 }
 
+/// 200 attachments, 16 at a time, every third of them gone again at once, while the agent goes away and comes back.
 #[test]
-fn parallel_adds_and_dels_never_share_an_address() {
-    let node = Node::with(&["10.211.0.0/25", "fd00:211::/64"]);
-    let pods: Vec<Pod> = (0..48).map(|i| Pod::new(&format!("p{i}"))).collect();
+fn parallel_adds_and_dels_never_share_an_address_whatever_the_agent_does() {
+    let node = Node::with(&["10.211.0.0/24", "fd00:211::/64"]);
+    let pods: Vec<Pod> = (0..200).map(|i| Pod::new(&format!("p{i}"))).collect();
+    let next = AtomicUsize::new(0);
     let results: Vec<Value> = thread::scope(|scope| {
-        let workers: Vec<_> = pods
-            .chunks(6)
-            .map(|some| {
-                let node = &node;
-                scope.spawn(move || {
+        let workers: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
                     let mut out = Vec::new();
-                    for (i, pod) in some.iter().enumerate() {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(pod) = pods.get(i) else { return out };
                         let result = node.add(pod);
-                        // Every third comes and goes.
                         if i % 3 == 2 { node.del(pod) } else { out.push(result) }
                     }
-                    out
                 })
             })
             .collect();
+        for at in [40, 90, 140] {
+            eventually("the next agent's turn", || next.load(Ordering::Relaxed) >= at);
+            node.stop_agent();
+            thread::sleep(Duration::from_millis(100));
+            node.start_agent();
+        }
         workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
     });
-    assert_eq!(results.len(), 32);
+    assert_eq!(results.len(), 134);
     let addresses: BTreeSet<String> =
         results.iter().flat_map(|r| [address(r, true), address(r, false)]).collect();
-    assert_eq!(addresses.len(), 64);
-    assert_eq!(node.ns.links().len(), 32);
+    assert_eq!(addresses.len(), 2 * 134);
+    assert_eq!(node.ns.links().len(), 134);
     thread::scope(|scope| {
-        for some in pods.chunks(6) {
+        for some in pods.chunks(13) {
             let node = &node;
             scope.spawn(move || some.iter().for_each(|pod| node.del(pod)));
         }
