@@ -37,7 +37,7 @@ fn killed(node: &Node, verb: &str, pod: &Pod, after: Duration) {
 fn add_that_was_killed_at_a_random_moment_is_undone_by_del() {
     let node = Node::new();
     let pod = Pod::new("web");
-    for round in 0..rounds(30) {
+    for round in 0..rounds(50) {
         killed(&node, "ADD", &pod, Duration::from_micros(noise(round, 6000)));
         node.del(&pod);
         node.assert_nothing_left();
@@ -49,7 +49,7 @@ fn add_that_was_killed_at_a_random_moment_is_undone_by_del() {
 fn add_that_was_killed_is_repaired_by_the_next_add_or_was_complete() {
     let node = Node::new();
     let pod = Pod::new("web");
-    for round in 0..rounds(30) {
+    for round in 0..rounds(50) {
         killed(&node, "ADD", &pod, Duration::from_micros(noise(round, 6000)));
         let again = node.call("ADD", Some(&pod), &node.conf(&json!({})));
         if !again.success {
@@ -67,7 +67,7 @@ fn add_that_was_killed_is_repaired_by_the_next_add_or_was_complete() {
 fn del_that_was_killed_is_finished_by_the_next_del() {
     let node = Node::new();
     let pod = Pod::new("web");
-    for round in 0..rounds(30) {
+    for round in 0..rounds(50) {
         node.add(&pod);
         killed(&node, "DEL", &pod, Duration::from_micros(noise(round, 4000)));
         node.del(&pod);
@@ -79,7 +79,7 @@ fn del_that_was_killed_is_finished_by_the_next_del() {
 fn two_pods_never_have_one_address_whatever_is_killed() {
     let node = Node::with(&["10.211.0.0/29", "fd00:211::/64"]);
     let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
-    for round in 0..rounds(20) {
+    for round in 0..rounds(50) {
         let victim = &pods[usize::try_from(round % 3).unwrap()];
         let verb = if noise(round, 2) == 0 { "ADD" } else { "DEL" };
         killed(&node, verb, victim, Duration::from_micros(noise(round, 5000)));
