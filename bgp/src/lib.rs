@@ -10,6 +10,8 @@
 //! Unsafe code is in one file, `net/sockopt.rs`.
 #![deny(unsafe_code)]
 
+pub mod bfd;
+pub mod discovery;
 pub mod filter;
 #[cfg(feature = "net")]
 pub mod net;

@@ -64,7 +64,8 @@ pub fn peer_row(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> vie
     };
     view::PeerRow {
         node: cx.node.to_owned(),
-        address: peer.address.to_string(),
+        address: place(peer),
+        interface: peer.interface.clone(),
         name: peer.name.clone(),
         local_as: Some(peer.local_as.0),
         remote_as: peer.remote_as.map(|a| a.0),
@@ -74,6 +75,7 @@ pub fn peer_row(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> vie
         reason: peer.reason.clone().filter(|_| !established),
         cause: peer.cause.map(|c| c.name().to_owned()).filter(|_| !established),
         required: info.required,
+        bfd: peer.bfd.as_ref().map(|b| bfd(b, cx)),
         families: peer.families.iter().filter(|f| established && f.negotiated).map(counts).collect(),
     }
 }
@@ -90,7 +92,7 @@ pub fn peer(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> view::P
         row: peer_row(peer, info, cx),
         router_id: peer.router_id.map(|id| id.to_string()),
         local_address: peer.local_address.map(|a| a.to_string()),
-        remote_address: established.then(|| peer.address.to_string()),
+        remote_address: address(peer).filter(|_| established),
         peer_type: Some(match peer.peer_type {
             PeerType::Internal => "Internal".to_owned(),
             PeerType::External => "External".to_owned(),
@@ -133,13 +135,41 @@ pub fn history(
     view::PeerHistory {
         node: cx.node.to_owned(),
         name: history.name.clone(),
-        address: peer.map(|p| p.address.to_string()),
+        address: peer.and_then(address),
         configured: history.configured,
         state: peer.map(|p| p.state.to_owned()),
         since: peer.map(|p| ago(cx.now, p.age)),
         flaps: history.flaps.into(),
         items: history.transitions.iter().map(transition).collect(),
         ..Default::default()
+    }
+}
+
+/// `10.1.0.1`, or `fe80::1%eth1` for a peer by interface, once it is known.
+pub(super) fn address(peer: &core::PeerView) -> Option<String> {
+    let address = peer.address?;
+    Some(match &peer.interface {
+        Some(interface) => format!("{}%{interface}", address.ip),
+        None => address.ip.to_string(),
+    })
+}
+
+/// The same, and the interface alone while nobody has been found there.
+pub(super) fn place(peer: &core::PeerView) -> String {
+    address(peer).or_else(|| peer.interface.clone()).unwrap_or_default()
+}
+
+fn bfd(bfd: &core::BfdView, cx: &Context<'_>) -> view::Bfd {
+    let millis = |time: Option<Duration>| time.map(|t| t.as_millis() as u64);
+    view::Bfd {
+        state: bfd.state.to_owned(),
+        remote_state: bfd.remote_state.map(str::to_owned),
+        since: bfd.age.map(|age| ago(cx.now, age)),
+        detection_time_ms: millis(bfd.detection_time),
+        interval_ms: millis(bfd.interval),
+        multiplier: bfd.multiplier,
+        flaps: bfd.flaps,
+        reason: bfd.reason.clone(),
     }
 }
 
@@ -322,7 +352,9 @@ mod tests {
     fn a_peer_that_is_down_shows_why_and_no_figures_of_a_session() {
         let view = core::PeerView {
             name: "tor".to_owned(),
-            address: "10.1.0.1".parse().unwrap(),
+            address: Some("10.1.0.1".parse::<std::net::IpAddr>().unwrap().into()),
+            interface: None,
+            bfd: None,
             local_as: manx_bgp::types::Asn(64512),
             remote_as: None,
             peer_type: PeerType::External,

@@ -14,7 +14,7 @@ use manx_bgp::session::{Cause, Direction};
 use manx_bgp::speaker::PeerView;
 use manx_bgp::types::PeerType;
 
-use super::bgp::{PeerInfo, SecretState};
+use super::bgp::{self, PeerInfo, SecretState};
 use crate::desired::PeerObject;
 use crate::kernel::neighbour::Neighbour;
 use crate::kernel::netstat::Dropped;
@@ -193,7 +193,13 @@ fn local_address(e: &Evidence<'_>) -> Step {
 }
 
 fn route(e: &Evidence<'_>) -> Step {
-    let address = e.peer.address;
+    let Some(address) = bgp::address(e.peer) else {
+        let interface = e.peer.interface.as_deref().unwrap_or("its interface");
+        return failed(
+            e.peer.reason.clone().unwrap_or_else(|| format!("nobody is known on {interface}")),
+            "bring the interface up, and have the router send router advertisements on it",
+        );
+    };
     if let Some(error) = &e.kernel.error {
         return unknown(format!("the kernel cannot be asked: {error}"));
     }
@@ -250,6 +256,7 @@ fn reached_open(peer: &PeerView) -> bool {
         | Cause::TcpClosed
         | Cause::TcpLost
         | Cause::InterfaceDown
+        | Cause::NoNeighbor
         | Cause::BfdDown
         | Cause::AdminDown
         | Cause::AdminReset
@@ -262,10 +269,11 @@ fn reached_open(peer: &PeerView) -> bool {
 fn tcp(e: &Evidence<'_>) -> Step {
     let peer = e.peer;
     let port = e.info.settings.port.unwrap_or(179);
-    let to = format!("{} port {port}", peer.address);
+    let address = bgp::address(peer).unwrap_or_default();
+    let to = format!("{address} port {port}");
     if reached_open(peer) {
         return ok(match peer.state {
-            "OpenSent" | "OpenConfirm" | "Established" => format!("connected with {}", peer.address),
+            "OpenSent" | "OpenConfirm" | "Established" => format!("connected with {address}"),
             _ => format!("{to} was connected at the last attempt"),
         });
     }
@@ -449,7 +457,13 @@ fn bfd(e: &Evidence<'_>) -> Step {
             e.peer.reason.clone().unwrap_or_default(),
             "the path or the peer's BFD is down: look at the link, and at its BFD session",
         ),
-        _ => ok("no fault"),
+        _ => match &e.peer.bfd {
+            Some(bfd) => ok(match &bfd.reason {
+                Some(reason) => format!("{}: {reason}", bfd.state),
+                None => bfd.state.to_owned(),
+            }),
+            None => ok("not asked for"),
+        },
     }
 }
 

@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use manx_bgp::speaker::{PeerView, Reset, Speaker};
 use serde::Deserialize;
 
-use super::bgp::{self, PeerInfo};
+use super::bgp::{self, PeerInfo, address};
 use super::server::{Answer, Api, Asked, Refusal, gone, refuse};
 use super::why;
 use crate::view::{self, Action, ErrorCode};
@@ -143,8 +143,8 @@ async fn act(
     };
     let after = api.bgp()?.with(order).await.map_err(gone)?.ok_or_else(|| no_such_peer(&which))?;
     Ok(Json(view::PeerAction {
+        address: bgp::place(&after),
         name: after.name,
-        address: after.address.to_string(),
         action,
         message,
         state: after.state.to_owned(),
@@ -166,9 +166,11 @@ pub(super) fn named(which: Which) -> Result<String, Refusal> {
 
 /// A peer by its name or by its address.
 pub(super) fn find<'a>(peers: &'a [PeerView], which: &str) -> Result<&'a PeerView, Refusal> {
-    let address: Option<IpAddr> = which.parse().ok();
+    // However it is written: fd00:0::1 is fd00::1.
+    let which_address = which.parse::<IpAddr>().map_or_else(|_| which.to_owned(), |ip| ip.to_string());
     let by_name = peers.iter().find(|p| p.name == which);
-    by_name.or_else(|| peers.iter().find(|p| Some(p.address) == address)).ok_or_else(|| no_such_peer(which))
+    let by_address = || peers.iter().find(|p| address(p).as_ref() == Some(&which_address));
+    by_name.or_else(by_address).ok_or_else(|| no_such_peer(which))
 }
 
 pub(super) fn no_such_peer(which: &str) -> Refusal {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use manx_bgp::speaker::PeerView;
+use manx_bgp::speaker::{PeerAddr, PeerView};
 
 use super::bgp::{self, PeerInfo};
 use super::facts::Facts;
@@ -46,8 +46,11 @@ pub(super) async fn why(State(api): State<Arc<Api>>, which: Which) -> Answer<vie
     api.dropped.sample(Instant::now());
     let dropped = api.dropped.lately();
     let (links, address, source) = (api.links.clone(), peer.address, info.source);
-    let kernel =
-        tokio::task::spawn_blocking(move || below_bgp(&links, address, source)).await.map_err(gone)?;
+    let kernel = match address {
+        Some(address) => tokio::task::spawn_blocking(move || below_bgp(&links, address, source)).await,
+        None => Ok(Kernel::default()),
+    };
+    let kernel = kernel.map_err(gone)?;
     let kernel = Kernel { dropped, suspects: suspects(&peers, &facts), ..kernel };
     let evidence =
         Evidence { peer, info: &info, objects: &facts.peer_objects, kernel: &kernel, asn: facts.asn };
@@ -121,9 +124,17 @@ pub(super) fn reason_below(
 }
 
 /// Asks the kernel how packets get to the peer.
-fn below_bgp(links: &LinksHandle, peer: IpAddr, source: Option<IpAddr>) -> Kernel {
+fn below_bgp(links: &LinksHandle, peer: PeerAddr, source: Option<IpAddr>) -> Kernel {
     let present = |source: IpAddr| links.addresses().iter().any(|net| net.ip() == source);
     let kernel = Kernel { source_present: source.map(present), ..Kernel::default() };
+    if peer.ifindex != 0 {
+        let route = Path { shown: "its interface".to_owned(), gateway: None, ours: false };
+        let asked = neighbour::find(peer.ip, peer.ifindex);
+        let error = asked.as_ref().err().map(ToString::to_string);
+        let neighbour = asked.ok().flatten();
+        return Kernel { route: Some(route), neighbour, next: Some(peer.ip), error, ..kernel };
+    }
+    let peer = peer.ip;
     let found = match links.lookup(peer) {
         Ok(Some(found)) => found,
         Ok(None) => return kernel,

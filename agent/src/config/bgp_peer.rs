@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU8;
 use std::time::Duration;
 
+use manx_bgp::bfd::BfdConfig;
 use manx_bgp::speaker::{AddPath, MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
 use manx_bgp::types::{Asn, Family, HoldTime};
 use serde::Deserialize;
@@ -148,7 +149,7 @@ pub struct BgpPeer {
     /// Cap on received prefixes.
     pub max_prefixes: MaxPrefixes,
     /// BFD, if wanted.
-    pub bfd: Option<Bfd>,
+    pub bfd: Option<BfdConfig>,
     /// Names of BGPFilters for what it tells us, in order.
     pub import_filters: Vec<String>,
     /// Names of BGPFilters for what we tell it, in order.
@@ -188,17 +189,6 @@ pub struct SecretKeyRef {
     pub name: String,
     /// Key in it.
     pub key: String,
-}
-
-/// BFD (RFC 5880).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bfd {
-    /// Desired minimum transmit interval.
-    pub min_tx: Duration,
-    /// Required minimum receive interval.
-    pub min_rx: Duration,
-    /// Detection multiplier, at least 2.
-    pub multiplier: u8,
 }
 
 impl BgpPeer {
@@ -247,6 +237,19 @@ impl BgpPeer {
                 "spec.ttlSecurity",
                 "true: cannot go with ebgpMultihop, which lets packets through that ttlSecurity stops; drop one",
             );
+        }
+        if let Some(PeerTarget::Interface(name)) = &target {
+            if ebgp_multihop.is_some_and(|hops| hops > 1) {
+                issues.add("spec.ebgpMultihop", format!("the peer is on {name}, one hop away; leave it out"));
+            }
+            if let SourceAddress::Address(source) = source_address {
+                issues.add(
+                    "spec.sourceAddress",
+                    format!(
+                        "{source}: a peer by interface is dialled from the link-local address; leave it out"
+                    ),
+                );
+            }
         }
         let next_hop = spec.next_hop.as_deref().map(next_hop);
         let next_hop = issues.or("spec.nextHop", next_hop, NextHopMode::Self_);
@@ -298,24 +301,11 @@ impl BgpPeer {
             out.push(Issue { path: path.to_owned(), reason: reason.to_owned() });
         };
         match &self.target {
-            PeerTarget::Address(_) => {}
-            PeerTarget::Interface(_) => add(
-                "spec.interface",
-                "this version does not peer by interface: there is no session; name the peer by peerIP",
-            ),
+            PeerTarget::Address(_) | PeerTarget::Interface(_) => {}
             PeerTarget::DefaultGateway => add(
                 "spec.autoDiscover",
-                "this version does not discover peers: there is no session; name the peer by peerIP",
+                "this version does not look for gateways: there is no session; name the peer by peerIP or interface",
             ),
-        }
-        if self.bfd.is_some() {
-            add("spec.bfd", "this version does not speak BFD: the hold timer alone notices a dead peer");
-        }
-        if self.extended_next_hop {
-            add(
-                "spec.extendedNextHop",
-                "this version does not speak RFC 8950: IPv4 routes need IPv4 next hops",
-            );
         }
         out
     }
@@ -491,16 +481,17 @@ fn max_prefixes(spec: Option<&MaxPrefixesSpec>, issues: &mut Issues) -> MaxPrefi
     }
 }
 
-fn bfd(spec: &BfdSpec, issues: &mut Issues) -> Bfd {
-    let mut interval = |path: &str, text: Option<&Scalar>| {
+fn bfd(spec: &BfdSpec, issues: &mut Issues) -> BfdConfig {
+    let default = BfdConfig::default();
+    let mut interval = |path: &str, text: Option<&Scalar>, default: Duration| {
         let time =
             text.map(|t| values::duration_within(t, Duration::from_millis(10), Duration::from_secs(60)));
-        issues.or(path, time, Duration::from_millis(100))
+        issues.or(path, time, default)
     };
-    let min_tx = interval("spec.bfd.minTx", spec.min_tx.as_ref());
-    let min_rx = interval("spec.bfd.minRx", spec.min_rx.as_ref());
+    let min_tx = interval("spec.bfd.minTx", spec.min_tx.as_ref(), default.min_tx);
+    let min_rx = interval("spec.bfd.minRx", spec.min_rx.as_ref(), default.min_rx);
     let multiplier = spec.multiplier.map(|n| values::number_within(n, 2, 255).map(|n| n as u8));
-    Bfd { min_tx, min_rx, multiplier: issues.or("spec.bfd.multiplier", multiplier, 3) }
+    BfdConfig { min_tx, min_rx, multiplier: issues.or("spec.bfd.multiplier", multiplier, default.multiplier) }
 }
 
 fn filter_names(path: &str, list: Option<&[String]>, issues: &mut Issues) -> Vec<String> {
@@ -567,7 +558,7 @@ mod tests {
         assert_eq!(peer.import_filters, ["racks"]);
         assert_eq!(peer.bfd.unwrap().min_rx, Duration::from_millis(200));
         let named: Vec<_> = peer.unsupported().into_iter().map(|i| i.path).collect();
-        assert_eq!(named, ["spec.bfd", "spec.extendedNextHop"]);
+        assert_eq!(named, [] as [&str; 0]);
     }
 
     #[rstest]
@@ -604,6 +595,8 @@ mod tests {
     #[case(json!({"password": {"secretKeyRef": {"name": "", "key": "k"}}}), "spec.password.secretKeyRef.name", "must be 1")]
     #[case(json!({"maxPrefixes": {"limit": 0}}), "spec.maxPrefixes.limit", "from 1")]
     #[case(json!({"maxPrefixes": {"action": "Drop"}}), "spec.maxPrefixes.action", "must be Warn")]
+    #[case(json!({"peerIP": null, "interface": "eth1", "ebgpMultihop": 2}), "spec.ebgpMultihop", "one hop away")]
+    #[case(json!({"peerIP": null, "interface": "eth1", "sourceAddress": "fd00::1"}), "spec.sourceAddress", "link-local")]
     #[case(json!({"bfd": {"minTx": "1ms"}}), "spec.bfd.minTx", "from 10ms")]
     #[case(json!({"bfd": {"multiplier": 1}}), "spec.bfd.multiplier", "from 2")]
     #[case(json!({"importFilters": ["a b"]}), "spec.importFilters[0]", "must be 1")]
@@ -624,13 +617,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_by_interface_needs_no_address_and_bfd_without_values_detects_in_300_ms() {
+        let peer = validate(json!({"peerIP": null, "interface": "eth1", "bfd": {}})).unwrap();
+        assert_eq!(peer.target, PeerTarget::Interface("eth1".to_owned()));
+        let bfd = peer.bfd.unwrap();
+        assert_eq!(bfd.min_rx * u32::from(bfd.multiplier), Duration::from_millis(300));
+        assert_eq!(peer.unsupported(), []);
+    }
+
+    #[test]
     fn hold_time_zero_means_no_timer() {
         let peer = validate(json!({"holdTime": "0s", "keepaliveTime": "0"})).unwrap();
         assert_eq!((peer.hold_time, peer.keepalive), (None, None));
     }
 
     #[rstest]
-    #[case(json!({"peerIP": null, "interface": "eth1"}), "spec.interface")]
     #[case(json!({"peerIP": null, "autoDiscover": "DefaultGateway"}), "spec.autoDiscover")]
     fn peers_that_cannot_be_had_yet_say_so(#[case] over: Value, #[case] path: &str) {
         let unsupported = validate(over).unwrap().unsupported();

@@ -21,7 +21,7 @@ pub use bgp_configuration::{
     BgpConfiguration, BgpConfigurationSpec, Drain, GracefulRestart, Mesh, Multipath, ServiceAdvertisement,
 };
 pub use bgp_filter::{BgpFilter, BgpFilterSpec};
-pub use bgp_peer::{Bfd, BgpPeer, BgpPeerSpec, PeerTarget, SecretKeyRef, SourceAddress};
+pub use bgp_peer::{BgpPeer, BgpPeerSpec, PeerTarget, SecretKeyRef, SourceAddress};
 pub use issue::Issue;
 pub use network::{AddressPool, EgressNat, NetworkConfiguration, NetworkConfigurationSpec};
 pub use selector::{LabelSelector, LabelSelectorSpec};

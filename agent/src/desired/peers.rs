@@ -15,14 +15,24 @@ use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
 use crate::source::Node;
 use crate::view::PeerSettings;
 
-/// The peers of `node`. Those that this version cannot find (by interface, by default gateway) are among the problems of
-/// the source, which names their file and line.
+/// The peers of `node`. Those that this version cannot find (by default gateway) are among the problems of the source, which
+/// names their file and line.
 pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTreeMap<String, PeerIntent> {
     let mut peers = BTreeMap::new();
     for peer in desired.peers.values().filter(|p| selects(p, node)) {
-        if let PeerTarget::Address(address) = peer.target {
-            peers.insert(peer.name.clone(), declared(desired, peer, address, node, local));
-        }
+        let (config, source) = match &peer.target {
+            PeerTarget::Address(address) => {
+                let config = PeerConfig::new(peer.name.clone(), *address, peer.remote_as);
+                (config, source(peer, *address, node, local))
+            }
+            // Its link has a link-local address, and that is the one to dial from.
+            PeerTarget::Interface(interface) => {
+                (PeerConfig::on_interface(peer.name.clone(), interface.clone(), peer.remote_as), None)
+            }
+            PeerTarget::DefaultGateway => continue,
+        };
+        let config = PeerConfig { source, ..config };
+        peers.insert(peer.name.clone(), declared(desired, peer, config));
     }
     let mesh = match desired.bgp.mesh {
         Mesh::On => true,
@@ -42,13 +52,7 @@ fn selects(peer: &BgpPeer, node: &Node) -> bool {
 }
 
 /// A peer by its BGPPeer object.
-fn declared(
-    desired: &Desired,
-    peer: &BgpPeer,
-    address: IpAddr,
-    node: &Node,
-    local: &[IpNetwork],
-) -> PeerIntent {
+fn declared(desired: &Desired, peer: &BgpPeer, base: PeerConfig) -> PeerIntent {
     let (password, secret) = match &peer.password {
         None => (None, SecretState::Unused),
         Some(key) => match secret(desired, key) {
@@ -70,15 +74,11 @@ fn declared(
         keepalive: peer.keepalive,
         connect_retry: peer.connect_retry,
         passive: peer.passive,
-        source: match peer.source_address {
-            SourceAddress::NodeIp => node_source(node, address, local),
-            SourceAddress::Kernel => None,
-            SourceAddress::Address(source) => Some(source),
-        },
         ebgp_multihop: peer.ebgp_multihop,
         ttl_security: peer.ttl_security,
         families: peer.families.clone(),
         add_path: peer.add_path,
+        extended_next_hop: peer.extended_next_hop,
         next_hop: peer.next_hop,
         allow_as_in: peer.allow_as_in,
         as_override: peer.as_override,
@@ -86,13 +86,14 @@ fn declared(
         blackhole: peer.blackhole,
         route_reflector_client: peer.route_reflector_client,
         password,
+        bfd: peer.bfd,
         max_prefixes: Some(peer.max_prefixes),
         import,
         export,
         shutdown: peer.shutdown.clone(),
         graceful_restart: desired.bgp.graceful_restart.is_some(),
         admin_blocked: (!blocked.is_empty()).then(|| blocked.join("; ")),
-        ..PeerConfig::new(peer.name.clone(), address, peer.remote_as)
+        ..base
     };
     let unsupported = peer.unsupported().into_iter().map(|i| format!("{}: {}", i.path, i.reason)).collect();
     let info = PeerInfo {
@@ -105,6 +106,15 @@ fn declared(
         missing,
     };
     PeerIntent { config, info }
+}
+
+/// The address to dial from, as the object wants it.
+fn source(peer: &BgpPeer, address: IpAddr, node: &Node, local: &[IpNetwork]) -> Option<IpAddr> {
+    match peer.source_address {
+        SourceAddress::NodeIp => node_source(node, address, local),
+        SourceAddress::Kernel => None,
+        SourceAddress::Address(source) => Some(source),
+    }
 }
 
 /// One session to another node, over the first family in which both have an address; it carries both families where

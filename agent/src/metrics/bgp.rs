@@ -75,10 +75,16 @@ fn sessions(registry: &mut Registry, peers: &[PeerView]) {
     let up = Family::<PeerLabels, Gauge>::default();
     let prefixes = Family::<PrefixLabels, Gauge>::default();
     let messages = Counts::<MessageLabels>::default();
+    let bfd_up = Family::<PeerLabels, Gauge>::default();
+    let bfd_flaps = Counts::<PeerLabels>::default();
     for peer in peers {
         let name = || peer.name.clone();
         let labels = PeerLabels { peer: name(), asn: peer.remote_as.map_or(0, |a| a.0) };
         up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
+        if let Some(bfd) = &peer.bfd {
+            bfd_up.get_or_create(&labels).set(i64::from(bfd.state == "Up"));
+            bfd_flaps.get_or_create(&labels).inc_by(bfd.flaps);
+        }
         for family in &peer.families {
             let stages = [
                 ("received", family.received),
@@ -101,6 +107,12 @@ fn sessions(registry: &mut Registry, peers: &[PeerView]) {
         }
     }
     registry.register("bgp_session_up", "1 when the session is Established", up);
+    registry.register(
+        "bfd_session_up",
+        "1 when BFD with the peer is Up; absent where it is not asked for",
+        bfd_up,
+    );
+    registry.register("bfd_flaps", "How often BFD with the peer left Up", bfd_flaps);
     registry.register("bgp_prefixes", "Prefixes by peer, family and stage", prefixes);
     registry.register("bgp_messages", "Messages by peer, direction and type", messages);
 }

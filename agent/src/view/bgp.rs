@@ -45,8 +45,11 @@ pub struct PeerList {
 pub struct PeerRow {
     /// The node that holds this session.
     pub node: String,
-    /// The peer's address.
+    /// The peer's address; of a peer by interface `ADDRESS%INTERFACE`, and the interface alone until it
+    /// is found.
     pub address: String,
+    /// The interface that it is named by, if it is.
+    pub interface: Option<String>,
     /// Name of the BGPPeer object, or of the node that the mesh peers with.
     pub name: String,
     /// The AS that we speak as towards it.
@@ -65,6 +68,8 @@ pub struct PeerRow {
     pub cause: Option<String>,
     /// Whether readiness waits for it.
     pub required: bool,
+    /// BFD with it; null where it is not configured.
+    pub bfd: Option<Bfd>,
     /// Counts for each family that the session carries; empty until it is Established.
     pub families: Vec<FamilyCounts>,
 }
@@ -74,6 +79,28 @@ impl PeerRow {
     pub fn established(&self) -> bool {
         self.state == "Established"
     }
+}
+
+/// BFD (RFC 5880) with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bfd {
+    /// `AdminDown`, `Down`, `Init` or `Up`.
+    pub state: String,
+    /// The peer's, as it last said; null: it was not heard.
+    pub remote_state: Option<String>,
+    /// When it entered this state.
+    pub since: Option<EpochSeconds>,
+    /// Silence for so long takes it down, in milliseconds; null: the peer has not said how fast it sends.
+    pub detection_time_ms: Option<u64>,
+    /// So often we send, in milliseconds.
+    pub interval_ms: Option<u64>,
+    /// The peer gives up after so many missing packets.
+    pub multiplier: u8,
+    /// How often it left Up since the session began.
+    pub flaps: u64,
+    /// Why it is down; null when it is up.
+    pub reason: Option<String>,
 }
 
 /// Prefixes of one family with one peer.

@@ -20,7 +20,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use bgp::{
-    Advertised, AsPathItem, Export, FamilyCounts, FibState, MessageCounts, Notification, Peer, PeerKind,
+    Advertised, AsPathItem, Bfd, Export, FamilyCounts, FibState, MessageCounts, Notification, Peer, PeerKind,
     PeerList, PeerListKind, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind, RouteList,
     RouteListKind, RouteLookup, RouteLookupKind,
 };

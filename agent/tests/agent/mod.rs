@@ -7,6 +7,7 @@ mod drain;
 mod drift;
 mod egress;
 mod life;
+mod link;
 mod orders;
 mod source;
 mod start;

@@ -95,9 +95,14 @@ impl Netns {
 
     /// A veth between two namespaces, called `eth0` here and `theirs` there, both up.
     pub(crate) fn wire(&self, other: &Netns, theirs: &str) {
+        self.wire_as("eth0", other, theirs);
+    }
+
+    /// A veth between two namespaces, both ends up.
+    pub(crate) fn wire_as(&self, ours: &str, other: &Netns, theirs: &str) {
         let there = format!("/proc/{}/fd/{}", std::process::id(), other.file.as_raw_fd());
-        self.ip(&format!("link add eth0 type veth peer name {theirs} netns {there}"));
-        self.ip("link set eth0 up");
+        self.ip(&format!("link add {ours} type veth peer name {theirs} netns {there}"));
+        self.ip(&format!("link set {ours} up"));
         other.ip(&format!("link set {theirs} up"));
     }
 
@@ -611,14 +616,19 @@ pub(crate) struct Bird {
 impl Bird {
     /// Announces `routes`; `options` go into the protocol.
     pub(crate) fn start(net: &Netns, routes: &[&str], options: &str) -> Self {
+        Bird { options: options.to_owned(), ..Bird::configured(net, &config(routes, options)) }
+    }
+
+    /// With a configuration of the test's own.
+    pub(crate) fn configured(net: &Netns, config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("manx-bird-").tempdir().unwrap();
-        fs::write(dir.path().join("bird.conf"), config(routes, options)).unwrap();
+        fs::write(dir.path().join("bird.conf"), config).unwrap();
         let mut command = Command::new("bird");
         command.arg("-f").arg("-c").arg(dir.path().join("bird.conf"));
         command.arg("-s").arg(dir.path().join("ctl")).arg("-P").arg(dir.path().join("pid"));
         command.stdin(Stdio::null()).stderr(File::create(dir.path().join("log")).unwrap());
         let process = Running(net.enter(|| command.spawn().expect("bird is installed")));
-        let this = Bird { dir, options: options.to_owned(), _process: process };
+        let this = Bird { dir, options: String::new(), _process: process };
         eventually("BIRD answers", || this.path("ctl").exists() && this.ask("show status").contains("BIRD"));
         this
     }
@@ -645,7 +655,8 @@ impl Bird {
     }
 }
 
-fn config(routes: &[&str], options: &str) -> String {
+/// BIRD's configuration as `Bird::start` has it.
+pub(crate) fn config(routes: &[&str], options: &str) -> String {
     let mut text = "router id 10.1.0.1;\nlog stderr all;\nprotocol device {}\n".to_owned();
     for (family, name) in [("ipv4", "s4"), ("ipv6", "s6")] {
         let of = routes.iter().filter(|r| r.contains(':') == (family == "ipv6"));

@@ -16,7 +16,7 @@ use crate::speaker::{ConnectRequest, SocketOptions};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// DSCP CS6, network control, where BGP belongs (RFC 4594 3.1).
-const TOS_CS6: u32 = 0xc0;
+pub(super) const TOS_CS6: u32 = 0xc0;
 
 /// Connects as requested.
 ///

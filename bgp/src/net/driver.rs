@@ -4,10 +4,10 @@
 //! few to one, so that neither a peer that floods nor one that takes everything keeps the others waiting.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,14 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::connection::{Connection, Phase, Written};
 use crate::net::dial::{self, dial};
-use crate::net::interfaces::endpoints;
+use crate::net::interfaces::{endpoints, link_local_of};
+use crate::net::link;
 use crate::net::listener::Listener;
 use crate::net::outbox::Outbox;
 use crate::net::sockopt;
 use crate::net::{Command, Event, InterfaceLookup, NetConfig, Shutdown, now};
 use crate::session::TransportError;
 use crate::speaker::{
-    ConnId, ConnectRequest, Effect, Endpoints, Secret, SocketOptions, Speaker, SpeakerConfig,
+    ConnId, ConnectRequest, Effect, Endpoints, PeerAddr, Secret, SocketOptions, Speaker, SpeakerConfig,
 };
 use crate::types::Prefix;
 
@@ -41,6 +42,8 @@ const WRITES_A_TURN: usize = 4;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// The whole of an orderly stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// BFD's last words.
+const LINK_STOP_DEADLINE: Duration = Duration::from_millis(500);
 /// After so long without a look at the sockets of others it is taken: a task that never waits keeps its runtime from
 /// asking the kernel.
 const LOOK_UP: Duration = Duration::from_millis(1);
@@ -66,11 +69,14 @@ struct Driver {
     speaker: Speaker,
     interfaces: InterfaceLookup,
     conns: HashMap<ConnId, Connection>,
+    /// Where the agent wants to listen.
+    listen: Vec<SocketAddr>,
     listeners: HashMap<SocketAddr, Listener>,
     /// What the sockets of each peer need, by its address.
-    peers: HashMap<IpAddr, SocketOptions>,
+    peers: HashMap<PeerAddr, SocketOptions>,
     /// And of those who come from a range, if they have none of their own.
     ranges: BTreeMap<Prefix, SocketOptions>,
+    link: mpsc::UnboundedSender<link::Command>,
     ready: FuturesUnordered<Waiting>,
     outbox: Outbox,
     read_buffer: Box<[u8]>,
@@ -88,6 +94,7 @@ struct Stopping {
 pub(super) async fn run(
     config: NetConfig,
     speaker: SpeakerConfig,
+    (link, mut reports): (mpsc::UnboundedSender<link::Command>, mpsc::Receiver<link::Report>),
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Event>,
 ) -> Option<oneshot::Sender<()>> {
@@ -95,9 +102,11 @@ pub(super) async fn run(
         speaker: Speaker::new(speaker, now()),
         interfaces: config.interfaces,
         conns: HashMap::new(),
+        listen: Vec::new(),
         listeners: HashMap::new(),
         peers: HashMap::new(),
         ranges: BTreeMap::new(),
+        link,
         ready: FuturesUnordered::new(),
         outbox: Outbox::default(),
         read_buffer: vec![0; READ_BUFFER].into_boxed_slice(),
@@ -116,6 +125,7 @@ pub(super) async fn run(
         driver.obey();
         let events_wait = heard && driver.tell(&events);
         if let Some(stopping) = driver.stopping.take_if(|s| driver.conns.is_empty() || s.deadline <= now()) {
+            driver.stop_link().await;
             return Some(stopping.done);
         }
         let deadline = driver.deadline();
@@ -133,10 +143,14 @@ pub(super) async fn run(
             biased;
             () = timer => driver.speaker.handle_timeout(now()),
             command = commands.recv() => match command {
-                Some(Command::Stop(Shutdown::Silent, done)) => return Some(done),
+                Some(Command::Stop(Shutdown::Silent, done)) => {
+                    driver.stop_link().await;
+                    return Some(done);
+                }
                 Some(command) => driver.on_command(command),
                 None => return None,
             },
+            Some(report) = reports.recv() => driver.on_report(report),
             Some(ready) = driver.ready.next(), if !driver.ready.is_empty() => driver.on_ready(ready),
             room = events.reserve(), if events_wait => match room {
                 Ok(room) => {
@@ -176,6 +190,28 @@ impl Driver {
         }
     }
 
+    /// What BFD and neighbour discovery have found.
+    fn on_report(&mut self, report: link::Report) {
+        match report {
+            link::Report::Bfd(remote, status) => self.speaker.bfd_changed(now(), remote, status),
+            link::Report::Neighbor(interface, neighbor) => {
+                self.speaker.set_neighbor(now(), &interface, &neighbor);
+            }
+        }
+    }
+
+    fn order(&self, command: link::Command) {
+        // The thread ends only with the driver.
+        let _ = self.link.send(command);
+    }
+
+    /// BFD peers hear AdminDown before the connections go: they must not take an orderly end for a dead path.
+    async fn stop_link(&self) {
+        let (done, stopped) = oneshot::channel();
+        self.order(link::Command::Stop(done));
+        let _ = tokio::time::timeout(LINK_STOP_DEADLINE, stopped).await;
+    }
+
     fn on_ready(&mut self, ready: Ready) {
         match ready {
             Ready::Dialled(id, result) => self.dialled(id, result),
@@ -207,6 +243,9 @@ impl Driver {
                 Effect::TrackNextHop(hop) => self.outbox.track(hop),
                 Effect::UntrackNextHop(hop) => self.outbox.untrack(hop),
                 Effect::RestartComplete(family) => self.outbox.restart_complete(family),
+                Effect::Discover(interface, on) => self.order(link::Command::Discover(interface, on)),
+                Effect::Bfd(ends, config) => self.order(link::Command::Bfd(ends, config)),
+                Effect::BfdEnd(remote) => self.order(link::Command::BfdEnd(remote)),
                 Effect::Peer(fact) => self.outbox.fact(fact),
             }
         }
@@ -355,6 +394,27 @@ impl Driver {
     // Listeners.
 
     fn set_listen(&mut self, listen: Vec<SocketAddr>) {
+        self.listen = listen;
+        self.follow_listen();
+    }
+
+    /// Listens where the agent wants it and, for peers by interface, at our link-local address on that link as well.
+    fn follow_listen(&mut self) {
+        let mut listen = self.listen.clone();
+        let links: BTreeSet<u32> = self.peers.keys().map(|peer| peer.ifindex).filter(|i| *i != 0).collect();
+        for ifindex in links {
+            let Some(ip) = link_local_of(ifindex) else { continue };
+            for port in self.listen.iter().map(SocketAddr::port).collect::<BTreeSet<u16>>() {
+                let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+                if port != 0 && !self.listen.contains(&everywhere) {
+                    listen.push(SocketAddrV6::new(ip, port, 0, ifindex).into());
+                }
+            }
+        }
+        self.listen_at(listen);
+    }
+
+    fn listen_at(&mut self, listen: Vec<SocketAddr>) {
         self.listeners.retain(|at, _| listen.contains(at));
         for at in listen {
             if let Entry::Vacant(new) = self.listeners.entry(at) {
@@ -395,8 +455,9 @@ impl Driver {
         match result {
             Ok((stream, remote)) => {
                 // A stranger costs one look here; his socket closes as `stream` goes.
-                let unprotected = listener.is_unprotected(remote.ip());
-                if let Some(options) = self.options_of(remote.ip()).filter(|_| !unprotected) {
+                let peer = PeerAddr::of(remote);
+                let unprotected = listener.is_unprotected(peer);
+                if let Some(options) = self.options_of(peer).filter(|_| !unprotected) {
                     let prepared = dial::apply(SockRef::from(&stream), remote.is_ipv6(), options);
                     if let (Ok(()), Ok(local)) = (prepared, stream.local_addr()) {
                         self.accepted(stream, local, remote);
@@ -417,8 +478,8 @@ impl Driver {
     }
 
     /// What the sockets of whoever is at that address need; `None`: a stranger.
-    fn options_of(&self, remote: IpAddr) -> Option<&SocketOptions> {
-        let covering = self.ranges.iter().filter(|(range, _)| range.contains_addr(remote));
+    fn options_of(&self, remote: PeerAddr) -> Option<&SocketOptions> {
+        let covering = self.ranges.iter().filter(|(range, _)| range.contains_addr(remote.ip));
         let range = || covering.max_by_key(|(range, _)| range.len()).map(|(_, options)| options);
         self.peers.get(&remote).or_else(range)
     }
@@ -431,7 +492,7 @@ impl Driver {
         }
     }
 
-    fn set_peer(&mut self, peer: IpAddr, options: Option<SocketOptions>) {
+    fn set_peer(&mut self, peer: PeerAddr, options: Option<SocketOptions>) {
         for listener in self.listeners.values_mut() {
             if let Err(reason) = listener.set_options(peer, options.as_ref()) {
                 self.outbox.listener(listener.address, Some(reason));
@@ -441,6 +502,9 @@ impl Driver {
             Some(options) => self.peers.insert(peer, options),
             None => self.peers.remove(&peer),
         };
+        if peer.ifindex != 0 {
+            self.follow_listen();
+        }
         for listener in self.listeners.values() {
             if let Err(reason) = listener.set_floor(&self.peers, &self.ranges) {
                 self.outbox.listener(listener.address, Some(reason));
@@ -472,6 +536,8 @@ impl Driver {
     }
 
     fn refresh_endpoints(&mut self) {
+        self.order(link::Command::LookAtLinks);
+        self.follow_listen();
         let open = self.conns.iter().filter(|(_, conn)| conn.phase == Phase::Open);
         let all: Vec<_> = open.filter_map(|(id, conn)| Some((*id, conn.addresses()?))).collect();
         for (id, (local, remote)) in all {

@@ -1,6 +1,6 @@
 //! The kernel's interface addresses, by getifaddrs(3): the lookup for those who have no view of links of their own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use nix::ifaddrs::getifaddrs;
@@ -18,6 +18,16 @@ pub fn system_interfaces() -> InterfaceLookup {
         let addresses: Vec<Held> = list.filter_map(|entry| held(&entry)).collect();
         offered(&addresses, local)
     })
+}
+
+/// The link-local address of an interface.
+pub(super) fn link_local_of(ifindex: u32) -> Option<Ipv6Addr> {
+    let on_it = getifaddrs().ok()?.filter_map(|entry| held(&entry)).filter(|held| held.ifindex == ifindex);
+    let mut link_local = on_it.filter_map(|held| match held.address {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => Some(ip),
+        _ => None,
+    });
+    link_local.next()
 }
 
 /// An address on an interface.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::net::{dial, sockopt};
-use crate::speaker::SocketOptions;
+use crate::speaker::{PeerAddr, SocketOptions};
 use crate::types::Prefix;
 
 /// Connections that wait to be accepted, for the peers of a large rack at once.
@@ -29,7 +29,7 @@ pub(super) struct Listener {
     /// How long to wait before the next attempt to bind.
     pub(super) retry: Duration,
     /// Peers whose MD5 key could not be set here: what comes from them is not authenticated and must be refused.
-    pub(super) unprotected: Vec<IpAddr>,
+    pub(super) unprotected: Vec<PeerAddr>,
     /// Ranges of which the same is true.
     pub(super) unprotected_ranges: Vec<Prefix>,
 }
@@ -49,7 +49,7 @@ impl Listener {
     /// Binds, and sets the keys of all peers before anybody can connect. Gives the address, with the port that was found for 0.
     pub(super) fn open(
         &mut self,
-        peers: &HashMap<IpAddr, SocketOptions>,
+        peers: &HashMap<PeerAddr, SocketOptions>,
         ranges: &BTreeMap<Prefix, SocketOptions>,
     ) -> Result<SocketAddr, String> {
         let opened = bind(self.address).and_then(|socket| {
@@ -84,7 +84,7 @@ impl Listener {
     /// Sets or removes the MD5 key of a peer on the open socket.
     pub(super) fn set_options(
         &mut self,
-        peer: IpAddr,
+        peer: PeerAddr,
         options: Option<&SocketOptions>,
     ) -> Result<(), String> {
         let Some(socket) = self.socket.clone() else { return Ok(()) };
@@ -98,14 +98,15 @@ impl Listener {
     }
 
     /// What comes from there must be authenticated and cannot be.
-    pub(super) fn is_unprotected(&self, remote: IpAddr) -> bool {
-        self.unprotected.contains(&remote) || self.unprotected_ranges.iter().any(|r| r.contains_addr(remote))
+    pub(super) fn is_unprotected(&self, remote: PeerAddr) -> bool {
+        self.unprotected.contains(&remote)
+            || self.unprotected_ranges.iter().any(|r| r.contains_addr(remote.ip))
     }
 
     /// Sets the minimum TTL of the open socket.
     pub(super) fn set_floor(
         &self,
-        peers: &HashMap<IpAddr, SocketOptions>,
+        peers: &HashMap<PeerAddr, SocketOptions>,
         ranges: &BTreeMap<Prefix, SocketOptions>,
     ) -> Result<(), String> {
         let Some(socket) = &self.socket else { return Ok(()) };
@@ -117,11 +118,12 @@ impl Listener {
     fn floor(
         &self,
         socket: &impl std::os::fd::AsFd,
-        peers: &HashMap<IpAddr, SocketOptions>,
+        peers: &HashMap<PeerAddr, SocketOptions>,
         ranges: &BTreeMap<Prefix, SocketOptions>,
     ) -> io::Result<()> {
         let ipv6 = self.address.is_ipv6();
-        let same_family = peers.iter().filter(|(peer, _)| peer.is_ipv6() == ipv6).map(|(_, options)| options);
+        let same_family =
+            peers.iter().filter(|(peer, _)| peer.ip.is_ipv6() == ipv6).map(|(_, options)| options);
         let in_ranges = ranges.iter().filter(|(range, _)| range.addr().is_ipv6() == ipv6);
         let all = same_family.chain(in_ranges.map(|(_, options)| options));
         let lowest = all.map(|options| options.min_ttl.unwrap_or(0)).min();
@@ -131,16 +133,16 @@ impl Listener {
     fn protect(
         &mut self,
         socket: &impl std::os::fd::AsFd,
-        peer: IpAddr,
+        peer: PeerAddr,
         options: Option<&SocketOptions>,
     ) -> io::Result<()> {
         self.unprotected.retain(|p| *p != peer);
-        if peer.is_ipv6() != self.address.is_ipv6() {
+        if peer.ip.is_ipv6() != self.address.is_ipv6() {
             return Ok(());
         }
         let key = options.and_then(|o| o.md5.as_ref());
         // A changed key replaces the old one in the kernel; without a key there may be nothing to take away.
-        let result = sockopt::set_md5(socket, peer, None, key.map(|k| k.0.as_slice()));
+        let result = sockopt::set_md5(socket, peer.ip, None, key.map(|k| k.0.as_slice()));
         match (result, key) {
             (Ok(()), _) => Ok(()),
             (Err(e), None) if e.kind() == io::ErrorKind::Unsupported => Ok(()),

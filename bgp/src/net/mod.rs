@@ -13,6 +13,7 @@ mod connection;
 mod dial;
 mod driver;
 mod interfaces;
+mod link;
 mod listener;
 mod outbox;
 pub mod sockopt;
@@ -176,10 +177,11 @@ impl BgpHandle {
 /// When the thread or its event loop cannot be made.
 pub fn spawn(config: NetConfig, speaker: SpeakerConfig) -> io::Result<(BgpHandle, mpsc::Receiver<Event>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let link = link::spawn(speaker.seed)?;
     let (commands, received) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENT_QUEUE);
     std::thread::Builder::new().name("manx-bgp".into()).spawn(move || {
-        let done = runtime.block_on(driver::run(config, speaker, received, events));
+        let done = runtime.block_on(driver::run(config, speaker, link, received, events));
         // The sockets of readiness futures that nobody polled again go with the runtime, and only then is it done.
         drop(runtime);
         if let Some(done) = done {

@@ -1,4 +1,4 @@
-//! Socket options that no safe interface offers: TCP MD5 (RFC 2385) and minimum TTL (RFC 5082). The only unsafe code of
+//! Socket options that no safe interface offers: TCP MD5 (RFC 2385), minimum TTL (RFC 5082), ICMPv6 filter (RFC 3542). The only unsafe code of
 //! the crate: calls of setsockopt(2) with values that live on the stack.
 #![allow(unsafe_code)]
 
@@ -26,6 +26,8 @@ struct TcpMd5Sig {
 #[repr(C, align(8))]
 struct SockAddrStorage([u8; 128]);
 
+/// linux/icmpv6.h; libc has it not for all targets.
+const ICMPV6_FILTER: c_int = 1;
 const TCP_MD5SIG_EXT: c_int = 32;
 const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
 /// IPv6's counterpart of IP_MINTTL (linux/in6.h); libc has it not for all targets.
@@ -93,6 +95,27 @@ pub fn set_min_ttl(socket: &impl AsFd, ipv6: bool, min_ttl: u8) -> io::Result<()
     let (level, name) =
         if ipv6 { (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT) } else { (libc::IPPROTO_IP, libc::IP_MINTTL) };
     set(socket, level, name, &c_int::from(min_ttl))
+}
+
+/// Received IPv4 datagrams come with their TTL.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn receive_ttl(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_IP, libc::IP_RECVTTL, &c_int::from(true))
+}
+
+/// Lets only these ICMPv6 types through to a raw socket (RFC 3542 3.2).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_icmp6_filter(socket: &impl AsFd, pass: &[u8]) -> io::Result<()> {
+    // struct icmp6_filter: a bit for each type, set to block.
+    let mut blocked = [u32::MAX; 8];
+    for kind in pass {
+        blocked[usize::from(kind >> 5)] &= !(1 << (kind & 31));
+    }
+    set(socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &blocked)
 }
 
 fn set<T>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {

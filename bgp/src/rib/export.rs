@@ -121,6 +121,8 @@ pub(crate) enum Withheld {
     LongLivedStale,
     /// We have no address of the family to give as next hop.
     NoOwnAddress,
+    /// An IPv4 route with an IPv6 next hop that stays, to a peer that does not take those.
+    NextHopFamily,
     /// A filter rule said so.
     Filter(RuleRef),
     /// The default: only what this node originates, and what it reflects.
@@ -142,6 +144,9 @@ impl Withheld {
                 "community LLGR_STALE, and the peer has no long-lived graceful restart".to_owned()
             }
             Withheld::NoOwnAddress => format!("no {family} address on the session's interface"),
+            Withheld::NextHopFamily => {
+                "IPv4 route with an IPv6 next hop, which this peer does not take (RFC 8950)".to_owned()
+            }
             Withheld::Filter(rule) => format!("export {}", rule.describe(filters, family)),
             Withheld::Default => "export default: only originated and reflected routes".to_owned(),
         }
@@ -241,7 +246,11 @@ impl Rib {
         }
         let from = self.sources.peer(path.source);
         let key = ExportKey { attributes: path.attributes, next_hop: path.next_hop, rule, kind, from };
+        let extended = policy.encode.extended_next_hop;
         match self.next_hop_for(policy, family, key) {
+            Some(NextHop::V6 { .. }) if family == Family::Ipv4Unicast && !extended => {
+                Err(Withheld::NextHopFamily)
+            }
             Some(_) => Ok(key),
             None => Err(Withheld::NoOwnAddress),
         }

@@ -3,10 +3,11 @@
 //! A path in the table names its source by one number. That of a peer without Add-Path is the peer's own; a path
 //! identifier costs an entry here, so that nobody else's paths are larger for it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use rustc_hash::FxHashMap;
 
+use crate::speaker::PeerAddr;
 use crate::types::PeerType;
 
 /// Who a path comes from.
@@ -36,7 +37,7 @@ impl SourceId {
 pub(crate) struct Source {
     pub(crate) peer_type: PeerType,
     pub(crate) router_id: Ipv4Addr,
-    pub(crate) address: IpAddr,
+    pub(crate) address: PeerAddr,
     /// It is our reflection client (RFC 4456).
     pub(crate) client: bool,
 }

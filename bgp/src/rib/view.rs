@@ -195,7 +195,7 @@ impl Rib {
     }
 
     fn source_address(&self, path: &Path) -> Option<IpAddr> {
-        self.sources.get(path.source).map(|s| s.address)
+        self.sources.get(path.source).map(|s| s.address.ip)
     }
 
     fn path_view<'a>(

@@ -254,6 +254,19 @@ impl Session {
         self.show(cx);
     }
 
+    /// BFD found the path to the peer dead (RFC 5882). The Cease (RFC 9384) reaches a peer that only the path back is missing to.
+    pub fn path_down(&mut self, cx: &mut Context<'_>, cease: &Notification, reason: Reason) {
+        if self.primary.state == State::Established {
+            let said = self.end_all(cx, cease, Down::Ended);
+            self.reason = Some(match &said {
+                Some(notification) => reason.and_sent(notification),
+                None => reason,
+            });
+            self.listen_after_failure(cx);
+            self.show(cx);
+        }
+    }
+
     /// TcpConnectionConfirmed for an incoming connection (event 17). `None`: refused, since Idle refuses all.
     pub fn accepted(&mut self, cx: &mut Context<'_>) -> Option<ConnId> {
         if self.primary.state == State::Idle {

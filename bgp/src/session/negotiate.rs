@@ -48,6 +48,9 @@ impl Settings {
             .filter(|f| peer.families.contains(f))
             .map(Capability::Multiprotocol)
             .collect();
+        if peer.offers_extended_next_hop() && peer.families.contains(&Family::Ipv4Unicast) {
+            capabilities.push(Capability::ExtendedNextHop);
+        }
         capabilities.push(Capability::RouteRefresh);
         capabilities.push(Capability::EnhancedRouteRefresh);
         capabilities.push(Capability::ExtendedMessage);
@@ -146,6 +149,8 @@ pub struct Negotiated {
     pub long_lived: PerFamily<Option<Duration>>,
     /// Both mark the beginning and the end of a refresh (RFC 7313).
     pub enhanced_refresh: bool,
+    /// IPv4 routes may have IPv6 next hops (RFC 8950): both said so.
+    pub extended_next_hop: bool,
     /// The peer understands ROUTE-REFRESH.
     pub route_refresh: bool,
     /// The peer's graceful restart capability, if we offered ours too.
@@ -161,6 +166,7 @@ impl Negotiated {
             families: self.families,
             four_octet_as: self.four_octet_as,
             add_path: self.add_path_receive,
+            extended_next_hop: self.extended_next_hop,
             ..DecodeContext::modern(self.peer_type)
         }
     }
@@ -171,6 +177,7 @@ impl Negotiated {
             four_octet_as: self.four_octet_as,
             extended_message: self.extended_message,
             add_path: self.add_path_send,
+            extended_next_hop: self.extended_next_hop,
             ..EncodeContext::modern(self.peer_type)
         }
     }
@@ -268,6 +275,7 @@ pub fn negotiate(ours: &Settings, theirs: &Open) -> Result<Negotiated, Refusal> 
         // RFC 7313 3: it builds on plain route refresh.
         enhanced_refresh: both(|c| matches!(c, Capability::RouteRefresh))
             && both(|c| matches!(c, Capability::EnhancedRouteRefresh)),
+        extended_next_hop: families.ipv4 && both(|c| matches!(c, Capability::ExtendedNextHop)),
         route_refresh: has(theirs, |c| matches!(c, Capability::RouteRefresh)),
         graceful_restart: remote_gr.filter(|_| local_gr).cloned(),
         long_lived: PerFamily::from_fn(|family| {

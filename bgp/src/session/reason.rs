@@ -38,6 +38,8 @@ pub enum Cause {
     NotificationReceived,
     /// The interface went down.
     InterfaceDown,
+    /// Nobody was found on the peer's interface, or somebody else.
+    NoNeighbor,
     /// BFD says that the peer does not answer.
     BfdDown,
     /// The peer opened a new session beside the old one.
@@ -73,6 +75,7 @@ impl Cause {
             Cause::Unexpected => "unexpected",
             Cause::NotificationReceived => "notification-received",
             Cause::InterfaceDown => "interface-down",
+            Cause::NoNeighbor => "no-neighbor",
             Cause::BfdDown => "bfd-down",
             Cause::PeerRestarted => "peer-restarted",
             Cause::AdminDown => "admin-down",

@@ -1,10 +1,11 @@
 //! What the operator wants, as validated values: the speaker itself, its peers, the routes it originates.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bfd::BfdConfig;
 use crate::filter::Filter;
 use crate::speaker::effect::Secret;
 use crate::types::{Asn, Family, HoldTime, Prefix, RouterId};
@@ -117,13 +118,22 @@ pub enum MaxPrefixesAction {
     Disable,
 }
 
+/// How a neighbour is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerTarget {
+    /// At this address.
+    Address(IpAddr),
+    /// Whoever sends router advertisements on the interface of this name: an unnumbered peer.
+    Interface(String),
+}
+
 /// A BGP neighbour as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Unique name; the key of all operations on the peer.
     pub name: String,
-    /// Its address. One peer per address: the first one holds it, others stay down and say so.
-    pub address: IpAddr,
+    /// Where it is. One peer per address: the first one holds it, others stay down and say so.
+    pub target: PeerTarget,
     /// Its TCP port, usually 179.
     pub port: u16,
     /// Its AS.
@@ -150,6 +160,8 @@ pub struct PeerConfig {
     pub families: Vec<Family>,
     /// Several paths of a prefix, in all families.
     pub add_path: AddPath,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950). A peer by interface is always offered them: it has no other address.
+    pub extended_next_hop: bool,
     /// Next hop of the routes that we pass on.
     pub next_hop: NextHopMode,
     /// Accept our own AS so many times in a received AS_PATH.
@@ -164,6 +176,8 @@ pub struct PeerConfig {
     pub route_reflector_client: bool,
     /// TCP MD5 key (RFC 2385).
     pub password: Option<Secret>,
+    /// Watch the path by BFD (RFC 5882). The session does not wait for it to come up, and ends when it goes down.
+    pub bfd: Option<BfdConfig>,
     /// Cap on received prefixes.
     pub max_prefixes: Option<MaxPrefixes>,
     /// Import filters, in order; the first rule that decides ends the walk. Then the protective default.
@@ -183,7 +197,7 @@ impl PeerConfig {
     pub fn new(name: impl Into<String>, address: IpAddr, remote_as: RemoteAs) -> Self {
         PeerConfig {
             name: name.into(),
-            address,
+            target: PeerTarget::Address(address),
             port: 179,
             remote_as,
             local_as: None,
@@ -197,6 +211,7 @@ impl PeerConfig {
             ttl_security: false,
             families: Family::ALL.to_vec(),
             add_path: AddPath::default(),
+            extended_next_hop: false,
             next_hop: NextHopMode::Self_,
             allow_as_in: 0,
             as_override: false,
@@ -204,6 +219,7 @@ impl PeerConfig {
             blackhole: false,
             route_reflector_client: false,
             password: None,
+            bfd: None,
             max_prefixes: None,
             import: Vec::new(),
             export: Vec::new(),
@@ -211,6 +227,17 @@ impl PeerConfig {
             graceful_restart: true,
             admin_blocked: None,
         }
+    }
+
+    /// An unnumbered peer with the same defaults.
+    pub fn on_interface(name: impl Into<String>, interface: impl Into<String>, remote_as: RemoteAs) -> Self {
+        let target = PeerTarget::Interface(interface.into());
+        PeerConfig { target, ..PeerConfig::new(name, Ipv6Addr::UNSPECIFIED.into(), remote_as) }
+    }
+
+    /// Whether IPv4 routes with IPv6 next hops are offered.
+    pub fn offers_extended_next_hop(&self) -> bool {
+        self.extended_next_hop || matches!(self.target, PeerTarget::Interface(_))
     }
 }
 

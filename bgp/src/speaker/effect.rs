@@ -1,16 +1,81 @@
 //! What goes between the speaker and its shell: connections, endpoints, effects, next hops, route changes. Plain data.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use serde::Serialize;
 use smallvec::SmallVec;
 
+use crate::bfd::{BfdConfig, BfdEnds};
 use crate::session::Cause;
 use crate::types::{Family, Prefix};
 
 /// A transport connection. Never reused; events for a connection that is gone are ignored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ConnId(pub u64);
+
+/// Where a peer is: its address, with the interface that a link-local one says nothing without.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerAddr {
+    /// The address.
+    pub ip: IpAddr,
+    /// The interface of a link-local IPv6 address; 0 for any other.
+    pub ifindex: u32,
+}
+
+impl PeerAddr {
+    /// Drops the interface where the address does not need it, and the mapped form of IPv4 addresses that a dual-stack
+    /// listener shows.
+    pub fn new(ip: IpAddr, ifindex: u32) -> Self {
+        let ip = ip.to_canonical();
+        PeerAddr { ip, ifindex: if is_link_local(ip) { ifindex } else { 0 } }
+    }
+
+    /// The remote end of a socket.
+    pub fn of(socket: SocketAddr) -> Self {
+        let scope = match socket {
+            SocketAddr::V6(v6) => v6.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        PeerAddr::new(socket.ip(), scope)
+    }
+
+    /// With a port, to dial or to send to.
+    pub fn socket(self, port: u16) -> SocketAddr {
+        match self.ip {
+            IpAddr::V4(ip) => SocketAddr::new(ip.into(), port),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.ifindex).into(),
+        }
+    }
+}
+
+impl Serialize for PeerAddr {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl From<IpAddr> for PeerAddr {
+    /// An address that is not link-local.
+    fn from(ip: IpAddr) -> Self {
+        PeerAddr::new(ip, 0)
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    /// `10.0.0.1`, `fe80::1%3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ifindex {
+            0 => self.ip.fmt(f),
+            ifindex => write!(f, "{}%{ifindex}", self.ip),
+        }
+    }
+}
+
+/// Whether an address is an IPv6 link-local one.
+pub(crate) fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
 
 /// The two ends of an established TCP connection and what else the carrying interface offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +124,8 @@ pub struct SocketOptions {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub Vec<u8>);
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<secret>")
     }
 }
@@ -75,7 +140,7 @@ pub enum Effect {
     /// `poll_transmit` has bytes for this connection.
     Transmit(ConnId),
     /// Options that listeners need for this remote address (TCP MD5 lives on the listener); `None` takes them away.
-    Listen(IpAddr, Option<SocketOptions>),
+    Listen(PeerAddr, Option<SocketOptions>),
     /// The same for all addresses of a range that have no options of their own.
     ListenRange(Prefix, Option<SocketOptions>),
     /// The TCP MD5 key of an open connection is another one from now on (RFC 2385 4.5). What the peer signs with the old one
@@ -85,6 +150,13 @@ pub enum Effect {
     TrackNextHop(FibNextHop),
     /// No path uses it any more.
     UntrackNextHop(FibNextHop),
+    /// Look for a neighbour by router advertisements on the interface of this name, and show ourselves to it; answer with
+    /// `set_neighbor`. `false`: not any more.
+    Discover(String, bool),
+    /// Watch the path to a peer by BFD; answer with `bfd_changed`.
+    Bfd(BfdEnds, BfdConfig),
+    /// Not any more; the peer hears AdminDown.
+    BfdEnd(PeerAddr),
     /// Graceful restart of our own is over for this family: routes that we did not renew may be swept.
     RestartComplete(Family),
     /// Something that a person would notice; for logs and events.

@@ -1,6 +1,6 @@
 //! What comes in from the transport, and what sessions make of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU8;
 use std::time::Instant;
 
@@ -13,10 +13,11 @@ use crate::session::{
     Cause, Context, Delivery, Direction, Down, Negotiated, Outgoing, Output, Reason, Session, State,
     TransportError,
 };
+use crate::speaker::effect::is_link_local;
 use crate::speaker::history::DISABLED;
 use crate::speaker::peer::Conn;
 use crate::speaker::{
-    ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerConfig, PeerFact, Speaker,
+    ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerAddr, PeerConfig, PeerFact, Speaker,
 };
 use crate::types::{Asn, Family, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::NextHop;
@@ -30,10 +31,12 @@ const MAX_CLOSING: usize = 4;
 impl Speaker {
     /// A connection came in. `None`: nobody is configured at that address, or the peer refuses it now; close it.
     pub fn accepted(&mut self, now: Instant, endpoints: Endpoints) -> Option<ConnId> {
-        let remote = canonical(endpoints.remote.ip());
+        let remote = PeerAddr::of(endpoints.remote);
         let id = match self.by_address.get(&remote) {
             Some(id) => *id,
-            None => self.welcome(now, remote)?,
+            // A range does not tell links apart.
+            None if remote.ifindex != 0 => return None,
+            None => self.welcome(now, remote.ip)?,
         };
         // The session answers with an OPEN, for which the connection has to be known.
         let next = ConnId(self.next_conn + 1);
@@ -114,7 +117,8 @@ impl Speaker {
         else {
             return;
         };
-        let (own, shared) = (own_next_hops(&endpoints), shared_subnets(&endpoints));
+        let extended = peer.negotiated.as_ref().is_some_and(|n| n.extended_next_hop);
+        let (own, shared) = (own_next_hops(&endpoints, extended), shared_subnets(&endpoints));
         let ifindex = shared_link(&endpoints);
         let local = endpoints.local.ip();
         let old = peer.endpoints.replace(endpoints).map(|e| e.local.ip());
@@ -259,8 +263,9 @@ impl Speaker {
         match output {
             Output::Dial(conn) => {
                 let peer = self.peer(id).expect("it has just dialled");
+                let remote = peer.remote.expect("a peer without an address is blocked");
                 let request = ConnectRequest {
-                    remote: SocketAddr::new(peer.config.address, peer.config.port),
+                    remote: remote.socket(peer.config.port),
                     source: peer.config.source,
                     options: peer.socket_options(self.config.asn),
                 };
@@ -353,6 +358,7 @@ impl Speaker {
         let endpoints = endpoints.expect("messages came over the connection, so it has endpoints");
         let peer = self.peers[id as usize].as_mut().expect("it has just come up");
         let negotiated = peer.session.negotiated().expect("it has just come up").clone();
+        let address = peer.remote.expect("a peer without an address is blocked");
         peer.end_of_rib = PerFamily::both(false);
         peer.limit_told = PerFamily::both(false);
         peer.refreshing = PerFamily::both(None);
@@ -360,11 +366,11 @@ impl Speaker {
         let source = Source {
             peer_type: negotiated.peer_type,
             router_id: negotiated.router_id.addr(),
-            address: peer.config.address,
+            address,
             client: peer.config.route_reflector_client,
         };
-        let import = import_policy(&peer.config, speaker_as, &negotiated, &endpoints);
-        let export = export_policy(&peer.config, speaker_as, &negotiated, &endpoints);
+        let import = import_policy(&peer.config, address.ip, speaker_as, &negotiated, &endpoints);
+        let export = export_policy(&peer.config, address.ip, speaker_as, &negotiated, &endpoints);
         let local = endpoints.local.ip();
         peer.endpoints = Some(endpoints);
         let families = negotiated.families;
@@ -374,6 +380,7 @@ impl Speaker {
         self.rib.open_adj_out(id, export, families);
         self.use_local_address(local);
         self.peer_is_back(now, id);
+        self.watch(id);
         self.check_restart(now);
     }
 
@@ -393,13 +400,14 @@ impl Speaker {
 
 fn import_policy(
     config: &PeerConfig,
+    address: IpAddr,
     speaker_as: Asn,
     n: &Negotiated,
     endpoints: &Endpoints,
 ) -> ImportPolicy {
     ImportPolicy {
         name: config.name.clone(),
-        address: config.address,
+        address,
         peer_type: n.peer_type,
         remote_as: n.remote_as,
         local_as: config.local_as.filter(|a| *a != speaker_as),
@@ -416,13 +424,14 @@ fn import_policy(
 
 fn export_policy(
     config: &PeerConfig,
+    address: IpAddr,
     speaker_as: Asn,
     n: &Negotiated,
     endpoints: &Endpoints,
 ) -> ExportPolicy {
     ExportPolicy {
         name: config.name.clone(),
-        address: config.address,
+        address,
         peer_type: n.peer_type,
         remote_as: n.remote_as,
         local_as: config.local_as.filter(|a| *a != speaker_as),
@@ -435,7 +444,7 @@ fn export_policy(
         client: config.route_reflector_client,
         next_hop: config.next_hop,
         filters: config.export.clone(),
-        own: own_next_hops(endpoints),
+        own: own_next_hops(endpoints, n.extended_next_hop),
         shared: shared_subnets(endpoints),
         encode: n.encode_context(),
         markers: n.enhanced_refresh,
@@ -443,17 +452,20 @@ fn export_policy(
     }
 }
 
-/// Our addresses as next hops. The link-local one goes along on a shared link only (RFC 2545 3).
-fn own_next_hops(endpoints: &Endpoints) -> PerFamily<Option<NextHop>> {
+/// Our addresses as next hops. The link-local one goes along on a shared link only (RFC 2545 3). Where the session runs over
+/// IPv6 and both sides know RFC 8950, IPv4 routes have the IPv6 next hop too: there need not be any other.
+fn own_next_hops(endpoints: &Endpoints, extended: bool) -> PerFamily<Option<NextHop>> {
     let (local_v4, local_v6) = match canonical(endpoints.local.ip()) {
         IpAddr::V4(a) => (Some(a), None),
         IpAddr::V6(a) => (None, Some(a)),
     };
     let link_local = endpoints.link_local.filter(|_| endpoints.connected);
-    PerFamily {
-        ipv4: endpoints.ipv4.or(local_v4).map(NextHop::V4),
-        ipv6: endpoints.ipv6.or(local_v6).map(|global| NextHop::V6 { global, link_local }),
-    }
+    let ipv6 = endpoints.ipv6.or(local_v6).map(|global| NextHop::V6 { global, link_local });
+    let ipv4 = match ipv6 {
+        Some(next_hop) if extended && local_v6.is_some() => Some(next_hop),
+        _ => endpoints.ipv4.or(local_v4).map(NextHop::V4),
+    };
+    PerFamily { ipv4, ipv6 }
 }
 
 /// The interface on which the peer is a neighbour; 0 where it is farther away.
@@ -467,10 +479,6 @@ fn shared_subnets(endpoints: &Endpoints) -> SmallVec<[Prefix; 2]> {
     let remote = canonical(endpoints.remote.ip());
     let shared = |s: &Prefix| s.addr().is_ipv4() != remote.is_ipv4() || s.contains_addr(remote);
     endpoints.subnets.iter().copied().filter(|s| endpoints.connected && shared(s)).collect()
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
 /// A dual-stack listener shows IPv4 peers as mapped addresses.

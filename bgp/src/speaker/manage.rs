@@ -11,7 +11,8 @@ use crate::speaker::history::History;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
 use crate::speaker::{
-    Effect, PeerConfig, Reset, Secret, SocketOptions, Speaker, SpeakerConfig, cease_for_change, identity,
+    Effect, PeerConfig, PeerTarget, Reset, Secret, SocketOptions, Speaker, SpeakerConfig, cease_for_change,
+    identity,
 };
 use crate::types::{Family, PerFamily};
 use crate::wire::iana::cease;
@@ -47,12 +48,14 @@ impl Speaker {
 
     /// Adds a peer or changes it, disturbing the session as little as the change allows.
     pub fn set_peer(&mut self, now: Instant, mut config: PeerConfig) {
-        config.address = canonical(config.address);
+        if let PeerTarget::Address(ip) = &mut config.target {
+            *ip = canonical(*ip);
+        }
         // A timer of nothing would never let go of the processor.
         config.connect_retry = config.connect_retry.max(Duration::from_secs(1));
         config.keepalive = config.keepalive.map(|k| k.max(Duration::from_secs(1)));
         match self.by_name.get(&config.name).copied() {
-            Some(id) if self.peer(id).is_some_and(|p| p.config.address == config.address) => {
+            Some(id) if self.peer(id).is_some_and(|p| p.config.target == config.target) => {
                 self.change_peer(now, id, config);
             }
             Some(id) => {
@@ -71,7 +74,7 @@ impl Speaker {
     }
 
     fn add_peer_with(&mut self, now: Instant, config: PeerConfig, by_hand: Option<Option<String>>) {
-        let (name, address) = (config.name.clone(), config.address);
+        let name = config.name.clone();
         let fresh = RestartFlags { restarting: self.restart.is_some(), preserved: PerFamily::both(false) };
         let settings = Settings::new(&self.config, &config, fresh);
         let mut peer = Peer::new(config, Session::new(settings, now));
@@ -83,19 +86,12 @@ impl Speaker {
             self.peers.push(None);
             u32::try_from(self.peers.len() - 1).expect("fewer than 2^32 peers are configured")
         });
-        match self.by_address.get(&address).and_then(|holder| self.peer(*holder)) {
-            Some(holder) => {
-                peer.conflict = Some(format!("address {address} belongs to peer {}", holder.config.name));
-            }
-            None => {
-                self.by_address.insert(address, id);
-                self.rib.set_peer_address(address, true);
-                let options = peer.socket_options(self.config.asn);
-                self.effects.push_back(Effect::Listen(address, Some(options)));
-            }
+        if let PeerTarget::Interface(interface) = &peer.config.target {
+            self.discover(interface.clone());
         }
         self.peers[id as usize] = Some(peer);
         self.by_name.insert(name, id);
+        self.bind(id);
         self.reconcile(now, id);
     }
 
@@ -130,9 +126,8 @@ impl Speaker {
             || (options != old_options && changed_key.is_none())
             || (old.port, old.source) != (new.port, new.source);
         peer.session.set_settings(settings);
-        let holds_address = peer.conflict.is_none();
-        if options != old_options && holds_address {
-            self.effects.push_back(Effect::Listen(new.address, Some(options)));
+        if let Some(remote) = peer.remote.filter(|_| options != old_options && peer.conflict.is_none()) {
+            self.effects.push_back(Effect::Listen(remote, Some(options)));
         }
         if !new.graceful_restart {
             self.stop_helping(id);
@@ -151,6 +146,7 @@ impl Speaker {
             self.change_policy(now, id, &old, &new);
         }
         self.reconcile(now, id);
+        self.watch(id);
         self.check_restart(now);
     }
 
@@ -211,32 +207,14 @@ impl Speaker {
         }
         // Also stale routes, if the session was down already.
         self.rib.forget_source(SourceId(id));
-        if peer.conflict.is_none() {
-            self.by_address.remove(&peer.config.address);
-            self.pass_address_on(now, &peer);
+        self.end_watch(peer.bfd);
+        if let Some(remote) = peer.remote.filter(|_| peer.conflict.is_none()) {
+            self.pass_address_on(now, remote);
+        }
+        if let PeerTarget::Interface(interface) = peer.config.target {
+            self.stop_discovering(&interface);
         }
         self.check_restart(now);
-    }
-
-    /// The address of a removed peer goes to the next one that wants it, if any.
-    fn pass_address_on(&mut self, now: Instant, gone: &Peer) {
-        let address = gone.config.address;
-        let heir = self
-            .peer_ids()
-            .into_iter()
-            .find(|id| self.peer(*id).is_some_and(|p| p.conflict.is_some() && p.config.address == address));
-        let Some(heir) = heir else {
-            self.rib.set_peer_address(address, false);
-            self.effects.push_back(Effect::Listen(address, None));
-            return;
-        };
-        let speaker_as = self.config.asn;
-        let peer = self.peers[heir as usize].as_mut().expect("named peers exist");
-        peer.conflict = None;
-        let options = peer.socket_options(speaker_as);
-        self.by_address.insert(address, heir);
-        self.effects.push_back(Effect::Listen(address, Some(options)));
-        self.reconcile(now, heir);
     }
 
     /// Resets a peer's session. Whether there is such a peer.
@@ -284,6 +262,9 @@ impl Speaker {
                 self.record(now, id);
                 // Nobody waits for it, and it does not come back for its routes.
                 self.stop_helping(id);
+                let peer = self.peers[id as usize].as_mut().expect("callers have it from the index");
+                let watch = peer.bfd.take();
+                self.end_watch(watch);
             }
             None if peer.session.is_stopped() => {
                 peer.session.set_reason(None);

@@ -24,6 +24,7 @@ mod effect;
 mod helper;
 mod history;
 mod input;
+mod link;
 mod manage;
 mod peer;
 mod ranges;
@@ -38,6 +39,7 @@ pub use drain::DrainView;
 pub use effect::*;
 use history::{NotificationCounts, Retired};
 use input::canonical;
+pub use link::Neighbor;
 use peer::{Conn, Peer};
 use ranges::Range;
 pub use ranges::{PeerRange, RangeView};
@@ -51,7 +53,7 @@ pub struct Speaker {
     /// By number; numbers are used again, names of connections never are. 0 is this node in the RIB.
     peers: Vec<Option<Peer>>,
     by_name: BTreeMap<String, u32>,
-    by_address: FxHashMap<IpAddr, u32>,
+    by_address: FxHashMap<PeerAddr, u32>,
     /// By name: where peers may come from that nobody has named.
     ranges: BTreeMap<String, Range>,
     conns: FxHashMap<ConnId, Conn>,
@@ -177,7 +179,9 @@ impl Speaker {
             .collect();
         for id in concerned {
             let direct = self.peer(id).is_some_and(|p| {
-                p.config.ebgp_multihop.is_none() && p.peer_type(self.config.asn) == PeerType::External
+                let unnumbered = p.remote.is_some_and(|r| r.ifindex != 0);
+                let external = p.peer_type(self.config.asn) == PeerType::External;
+                unnumbered || (external && p.config.ebgp_multihop.is_none())
             });
             if direct {
                 self.drive(now, id, |session, cx| {
@@ -316,6 +320,10 @@ impl Speaker {
     /// An address is the node's own for one more reason.
     fn use_local_address(&mut self, addr: IpAddr) {
         let addr = canonical(addr);
+        if effect::is_link_local(addr) {
+            // Another link's neighbour may have the same one.
+            return;
+        }
         let uses = self.local_uses.entry(addr).or_default();
         *uses += 1;
         if *uses == 1 {
@@ -326,6 +334,9 @@ impl Speaker {
     /// And for one reason less.
     fn drop_local_address(&mut self, addr: IpAddr) {
         let addr = canonical(addr);
+        if effect::is_link_local(addr) {
+            return;
+        }
         let uses = self.local_uses.get_mut(&addr).expect("only what was used is dropped");
         *uses -= 1;
         if *uses == 0 {

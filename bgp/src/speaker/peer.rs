@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use crate::bfd::{BfdEnds, BfdStatus};
 use crate::session::{Cause, Negotiated, Reason, Session};
 use crate::speaker::helper::Helping;
 use crate::speaker::history::{DISABLED, History};
 use crate::speaker::ranges::Membership;
 use crate::speaker::refresh::Refreshing;
-use crate::speaker::{ConnId, Endpoints, MessagesView, PeerConfig, RemoteAs, SocketOptions};
+use crate::speaker::{
+    ConnId, Endpoints, MessagesView, PeerAddr, PeerConfig, PeerTarget, RemoteAs, SocketOptions,
+};
 use crate::types::{Asn, PeerType, PerFamily};
 use crate::wire::header::Framer;
 use crate::wire::iana::cease;
@@ -19,6 +22,11 @@ use crate::wire::message::Notification;
 /// A configured peer.
 pub(super) struct Peer {
     pub(super) config: PeerConfig,
+    /// Where it is; `None`: nobody was found on its interface yet.
+    pub(super) remote: Option<PeerAddr>,
+    /// Why nobody was found.
+    pub(super) missing: String,
+    pub(super) bfd: Option<Watch>,
     pub(super) session: Session,
     /// Over the configuration's `shutdown`: enabled (`None` inside), or disabled with a text.
     pub(super) admin_override: Option<Option<String>>,
@@ -47,6 +55,13 @@ pub(super) struct Peer {
     pub(super) scheduled: Option<Instant>,
 }
 
+/// BFD watches over the peer.
+pub(super) struct Watch {
+    pub(super) ends: BfdEnds,
+    /// As it last stood; `None`: nothing was heard of it yet.
+    pub(super) status: Option<BfdStatus>,
+}
+
 /// Why a peer must not have a session.
 pub(super) struct Blocked {
     pub(super) cease: Notification,
@@ -58,6 +73,15 @@ pub(super) struct Blocked {
 impl Peer {
     pub(super) fn new(config: PeerConfig, session: Session) -> Self {
         Peer {
+            remote: match config.target {
+                PeerTarget::Address(ip) => Some(ip.into()),
+                PeerTarget::Interface(_) => None,
+            },
+            missing: match &config.target {
+                PeerTarget::Address(_) => String::new(),
+                PeerTarget::Interface(name) => format!("no router advertisement on {name} yet"),
+            },
+            bfd: None,
             config,
             session,
             admin_override: None,
@@ -92,9 +116,11 @@ impl Peer {
             return Some(Blocked { cease, reason, disabled: true });
         }
         let configured = self.config.admin_blocked.as_ref().or(self.conflict.as_ref());
-        let (cause, text) = match configured {
-            Some(text) => (Cause::ConfigBlocked, text),
-            None => (Cause::PrefixLimit, self.held.as_ref()?),
+        let missing = self.remote.is_none().then_some(&self.missing);
+        let (cause, text) = match (configured, missing) {
+            (Some(text), _) => (Cause::ConfigBlocked, text),
+            (None, Some(text)) => (Cause::NoNeighbor, text),
+            (None, None) => (Cause::PrefixLimit, self.held.as_ref()?),
         };
         let cease = Notification::cease(cease::CONFIGURATION_CHANGE);
         Some(Blocked { cease, reason: Reason::new(cause, text.clone()), disabled: false })

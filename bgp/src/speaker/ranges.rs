@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::session::State;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::socket_options;
-use crate::speaker::{Effect, PeerConfig, Speaker};
+use crate::speaker::{Effect, PeerConfig, PeerTarget, Speaker};
 use crate::types::Prefix;
 
 /// How long a peer of a range is remembered after its session, or its attempt at one: longer than the longest hold-down, so
@@ -65,7 +65,7 @@ impl PeerRange {
     fn peer(&self, address: IpAddr) -> PeerConfig {
         PeerConfig {
             name: format!("{}@{address}", self.name),
-            address,
+            target: PeerTarget::Address(address),
             passive: true,
             ..self.template.clone()
         }
@@ -181,6 +181,6 @@ impl Speaker {
     fn members(&self, range: &str) -> Vec<(String, IpAddr)> {
         let members = self.peers.iter().flatten();
         let members = members.filter(|p| p.member.as_ref().is_some_and(|m| m.range == range));
-        members.map(|p| (p.config.name.clone(), p.config.address)).collect()
+        members.filter_map(|p| Some((p.config.name.clone(), p.remote?.ip))).collect()
     }
 }

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use crate::rib::Rib;
-use crate::session::{RestartFlags, Settings};
+use crate::session::{Cause, RestartFlags, Settings};
 use crate::speaker::peer::Peer;
 use crate::speaker::{Effect, Speaker, helper};
 use crate::types::{Family, PerFamily};
@@ -125,7 +125,10 @@ impl Speaker {
         if !self.restart.as_ref().is_some_and(|r| r.is_learning(family)) {
             return false;
         }
-        if !peer.config.families.contains(&family) || peer.blocked(self.down_text()).is_some() {
+        // An unnumbered neighbour that was not heard yet will be.
+        let blocked = peer.blocked(self.down_text());
+        let for_good = blocked.is_some_and(|b| b.reason.cause != Cause::NoNeighbor);
+        if !peer.config.families.contains(&family) || for_good {
             return false;
         }
         if peer.session.established().is_none() {

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::bfd::{self, BfdConfig};
 use crate::rib::SourceId;
 use crate::rib::view::PeerName;
 use crate::session::{Direction, State};
 use crate::speaker::history::Transition;
-use crate::speaker::peer::Peer;
+use crate::speaker::peer::{Peer, Watch};
 use crate::speaker::{
-    CapabilityView, Counters, Explanation, FamilyView, GracefulRestartView, HistoryView, Lookup,
-    NotificationView, PeerView, RemoteAs, RouteChange, RouteQuery, RouteView, RuleView, Speaker, TimersView,
-    TransitionCount, TransitionView,
+    BfdView, CapabilityView, Counters, Explanation, FamilyView, GracefulRestartView, HistoryView, Lookup,
+    NotificationView, PeerTarget, PeerView, RemoteAs, RouteChange, RouteQuery, RouteView, RuleView, Speaker,
+    TimersView, TransitionCount, TransitionView,
 };
 use crate::types::{Family, Prefix};
 use crate::wire::message::{Capability, Notification};
@@ -146,8 +147,8 @@ impl Speaker {
     }
 
     fn name_of(&self, id: u32) -> Option<PeerName<'_>> {
-        let config = &self.peer(id)?.config;
-        Some(PeerName { name: &config.name, address: config.address })
+        let peer = self.peer(id)?;
+        Some(PeerName { name: &peer.config.name, address: peer.remote?.ip })
     }
 
     fn show(&self, now: Instant, id: u32, peer: &Peer) -> PeerView {
@@ -161,7 +162,11 @@ impl Speaker {
         };
         PeerView {
             name: peer.config.name.clone(),
-            address: peer.config.address,
+            address: peer.remote,
+            interface: match &peer.config.target {
+                PeerTarget::Interface(name) => Some(name.clone()),
+                PeerTarget::Address(_) => None,
+            },
             local_as: peer.config.local_as.unwrap_or(self.config.asn),
             remote_as: configured_as.or(peer.negotiated.as_ref().map(|n| n.remote_as)),
             peer_type: peer.peer_type(self.config.asn),
@@ -186,6 +191,7 @@ impl Speaker {
                 .collect(),
             graceful_restart: self.show_graceful_restart(now, peer),
             messages: peer.messages.clone(),
+            bfd: peer.config.bfd.map(|config| bfd(now, config, peer.bfd.as_ref())),
         }
     }
 
@@ -235,6 +241,23 @@ impl Speaker {
             long_lived_for: kept_for(true),
             awaited: Family::ALL.into_iter().any(|f| self.is_awaited(peer, f)),
         }
+    }
+}
+
+fn bfd(now: Instant, config: BfdConfig, watch: Option<&Watch>) -> BfdView {
+    let status = watch.and_then(|w| w.status.as_ref());
+    BfdView {
+        state: status.map_or(bfd::State::Down, |s| s.state).name(),
+        remote_state: status.map(|s| s.remote_state.name()),
+        age: status.map(|s| now.saturating_duration_since(s.since)),
+        detection_time: status.and_then(|s| s.detection_time),
+        interval: status.map(|s| s.tx_interval),
+        multiplier: config.multiplier,
+        flaps: status.map_or(0, |s| s.flaps),
+        reason: match status {
+            Some(status) => status.reason.clone(),
+            None => Some("waits for the BGP session, which tells the addresses".to_owned()),
+        },
     }
 }
 

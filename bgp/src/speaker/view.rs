@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::session::{Cause, Direction};
-use crate::speaker::effect::FibNextHop;
+use crate::speaker::effect::{FibNextHop, PeerAddr};
 use crate::types::{Asn, Family, PeerType, Prefix};
 
 /// A peer as it stands.
@@ -15,8 +15,10 @@ use crate::types::{Asn, Family, PeerType, Prefix};
 pub struct PeerView {
     /// Configured name.
     pub name: String,
-    /// Configured address.
-    pub address: IpAddr,
+    /// Its address; `None`: nobody was found on its interface yet.
+    pub address: Option<PeerAddr>,
+    /// The interface by which it is named, if it is.
+    pub interface: Option<String>,
     /// Our AS towards it.
     pub local_as: Asn,
     /// Its AS: configured, or learned from its last OPEN where only the kind is configured.
@@ -49,6 +51,30 @@ pub struct PeerView {
     pub graceful_restart: GracefulRestartView,
     /// Messages of this session and its predecessors.
     pub messages: MessagesView,
+    /// BFD, where it is configured.
+    pub bfd: Option<BfdView>,
+}
+
+/// BFD with a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BfdView {
+    /// "AdminDown", "Down", "Init" or "Up" (RFC 5880).
+    pub state: &'static str,
+    /// The peer's, as it last said; `None`: it was not heard.
+    pub remote_state: Option<&'static str>,
+    /// How long it has been in that state.
+    pub age: Option<Duration>,
+    /// Silence for so long takes it down.
+    pub detection_time: Option<Duration>,
+    /// So often we send, before jitter.
+    pub interval: Option<Duration>,
+    /// The peer gives up after so many missing packets.
+    pub multiplier: u8,
+    /// How often it left Up.
+    pub flaps: u64,
+    /// Why it is down.
+    pub reason: Option<String>,
 }
 
 /// A capability and who offered it; in force when both did.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use manx_bgp::bfd::{BfdConfig, BfdEnds};
 use manx_bgp::speaker::*;
 use manx_bgp::types::*;
 use manx_bgp::wire::attribute::*;
@@ -112,7 +113,10 @@ pub(crate) struct Bench {
     pub(crate) facts: Vec<PeerFact>,
     pub(crate) listening_ranges: BTreeMap<Prefix, SocketOptions>,
     pub(crate) changed_keys: Vec<(ConnId, Secret)>,
-    pub(crate) listening: BTreeMap<IpAddr, SocketOptions>,
+    pub(crate) listening: BTreeMap<PeerAddr, SocketOptions>,
+    /// Interfaces on which neighbours are looked for.
+    pub(crate) discovering: BTreeSet<String>,
+    pub(crate) bfd: BTreeMap<PeerAddr, (BfdEnds, BfdConfig)>,
     pub(crate) fib: BTreeMap<Prefix, Vec<IpAddr>>,
     /// Where traffic is discarded.
     pub(crate) discarded: BTreeSet<Prefix>,
@@ -146,6 +150,8 @@ impl Bench {
             listening_ranges: BTreeMap::new(),
             changed_keys: Vec::new(),
             listening: BTreeMap::new(),
+            discovering: BTreeSet::new(),
+            bfd: BTreeMap::new(),
             fib: BTreeMap::new(),
             discarded: BTreeSet::new(),
             fib_log: Vec::new(),
@@ -208,6 +214,15 @@ impl Bench {
                     Effect::UntrackNextHop(addr) => {
                         self.tracked.remove(&addr);
                     }
+                    Effect::Discover(interface, on) => {
+                        assert_eq!(self.discovering.contains(&interface), !on, "asked once, told once");
+                        match on {
+                            true => drop(self.discovering.insert(interface)),
+                            false => drop(self.discovering.remove(&interface)),
+                        }
+                    }
+                    Effect::Bfd(ends, config) => drop(self.bfd.insert(ends.remote, (ends, config))),
+                    Effect::BfdEnd(remote) => drop(self.bfd.remove(&remote)),
                     Effect::RestartComplete(family) => self.restart_complete.push(family),
                     Effect::Peer(fact) => self.facts.push(fact),
                 }
@@ -232,7 +247,8 @@ impl Bench {
         let mut all = Vec::new();
         // Internal: keeps LOCAL_PREF and reflection attributes for the test to see.
         let add_path = self.add_path.get(&conn).copied().unwrap_or_default();
-        let ctx = DecodeContext { add_path, ..DecodeContext::modern(PeerType::Internal) };
+        let ctx =
+            DecodeContext { add_path, extended_next_hop: true, ..DecodeContext::modern(PeerType::Internal) };
         while let Some(frame) = framer.next_frame().expect("we frame our own messages right") {
             all.push(wire::decode(frame, &ctx).expect("we encode our own messages right"));
         }
@@ -328,7 +344,7 @@ impl Bench {
 
     fn announce_all(&mut self, conn: ConnId, prefixes: &[&str], set: &PathAttributes, next_hop: NextHop) {
         let family = p(prefixes[0]).family();
-        let ctx = EncodeContext::modern(PeerType::Internal);
+        let ctx = EncodeContext { extended_next_hop: true, ..EncodeContext::modern(PeerType::Internal) };
         let mut out = BytesMut::new();
         let mut nlri = prefixes.iter().map(|s| Nlri { prefix: p(s), path_id: 0 }).peekable();
         let encoded = EncodedAttributes::new(set, &ctx);
@@ -418,7 +434,12 @@ impl Bench {
 
     fn state_at(&self, remote: &str) -> &'static str {
         let remote = ip(remote);
-        self.speaker.peers(self.now).into_iter().find(|v| v.address == remote).expect("configured").state
+        self.speaker
+            .peers(self.now)
+            .into_iter()
+            .find(|v| v.address == Some(remote.into()))
+            .expect("configured")
+            .state
     }
 
     /// Lets time pass, timer by timer.

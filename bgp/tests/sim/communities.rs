@@ -240,7 +240,12 @@ fn private_as_numbers_are_taken_out_for_a_peer_that_wants_it() {
     let plain =
         PeerConfig { export: accept_all(), remove_private_as: true, ..Bench::tor("plain", "10.0.0.6") };
     b.peer(plain.clone());
-    b.peer(PeerConfig { local_as: Some(Asn(3)), name: "public".into(), address: ip("10.0.0.7"), ..plain });
+    b.peer(PeerConfig {
+        local_as: Some(Asn(3)),
+        name: "public".into(),
+        target: PeerTarget::Address(ip("10.0.0.7")),
+        ..plain
+    });
     let plain = b.establish("10.0.0.6", open(Asn(65006), "10.0.0.6"));
     let public = b.establish("10.0.0.7", open(Asn(7), "10.0.0.7"));
     b.messages(plain);

@@ -67,7 +67,7 @@ fn a_history_outlives_changes_of_its_peer_and_its_removal() {
     config.ebgp_multihop = Some(3);
     b.peer(config.clone());
     assert!(history(&b, "tor").iter().any(|t| t.cause == Some(Cause::ConfigChanged)));
-    config.address = ip("10.0.0.3");
+    config.target = PeerTarget::Address(ip("10.0.0.3"));
     b.peer(config.clone());
     assert!(history(&b, "tor").iter().any(|t| t.to == "Established"), "a new address is the same peer");
     assert_eq!(b.view("tor").flaps, 1);
@@ -108,7 +108,7 @@ fn what_an_operator_disabled_stays_so_through_changes_of_the_configuration() {
     b.speaker.set_enabled(b.now, "tor", false, "optics");
     config.ebgp_multihop = Some(3);
     b.peer(config.clone());
-    config.address = ip("10.0.0.3");
+    config.target = PeerTarget::Address(ip("10.0.0.3"));
     b.peer(config.clone());
     assert_eq!(b.state("tor"), "Disabled");
     assert_eq!(b.view("tor").reason.as_deref(), Some("administratively down by an operator: optics"));

@@ -9,6 +9,7 @@ mod convergence;
 mod drain;
 mod extended_message;
 mod history;
+mod link;
 mod long_lived;
 mod net;
 mod notification;

@@ -289,7 +289,10 @@ impl Net {
             Effect::UntrackNextHop(_)
             | Effect::Listen(..)
             | Effect::ListenRange(..)
-            | Effect::ChangeKey(..) => {}
+            | Effect::ChangeKey(..)
+            | Effect::Discover(..)
+            | Effect::Bfd(..)
+            | Effect::BfdEnd(_) => {}
         }
     }
 

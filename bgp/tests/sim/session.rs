@@ -405,7 +405,7 @@ fn a_missing_secret_keeps_the_session_down_and_says_so() {
     config.password = Some(Secret(b"s3cret".to_vec()));
     b.peer(config);
     assert_eq!(b.dials[0].1.options.md5, Some(Secret(b"s3cret".to_vec())));
-    assert_eq!(b.listening[&ip("10.0.0.2")].md5, Some(Secret(b"s3cret".to_vec())));
+    assert_eq!(b.listening[&ip("10.0.0.2").into()].md5, Some(Secret(b"s3cret".to_vec())));
 }
 
 #[test]
@@ -525,7 +525,7 @@ fn another_key_changes_on_the_open_connection_and_on_the_listener() {
     let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
     b.peer(PeerConfig { password: key("new"), ..Bench::tor("tor", "10.0.0.2") });
     assert_eq!(b.changed_keys, [(conn, Secret(b"new".to_vec()))]);
-    assert_eq!(b.listening[&ip("10.0.0.2")].md5, key("new"));
+    assert_eq!(b.listening[&ip("10.0.0.2").into()].md5, key("new"));
     assert_eq!((b.state("tor"), b.view("tor").flaps), ("Established", 0));
     b.peer(Bench::tor("tor", "10.0.0.2"));
     assert_eq!(b.notification(conn), Some((6, 6)), "no key any more is another session");
@@ -565,7 +565,7 @@ fn trap_25_sockets_get_the_ttl_of_the_peers_distance(
     b.pump();
     let options = &b.dials[0].1.options;
     assert_eq!((options.ttl, options.min_ttl), (ttl, min_ttl));
-    assert_eq!(b.listening[&ip("10.0.0.2")], *options, "the listener accepts with the same options");
+    assert_eq!(b.listening[&ip("10.0.0.2").into()], *options, "the listener accepts with the same options");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of a test")]
 #![expect(clippy::result_large_err, reason = "what is awaited and does not come is told once")]
 
+mod bfd;
 mod capabilities;
 mod far;
 mod node;
@@ -21,6 +22,7 @@ mod reflection;
 mod restart;
 mod routes;
 mod sessions;
+mod unnumbered;
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use manx_bgp::net::{self, BgpHandle, Event, NetConfig, Shutdown};
 use manx_bgp::speaker::{
-    Explanation, GracefulRestartConfig, LocalRoute, NextHopState, PeerConfig, PeerView, RemoteAs, RouteView,
-    Speaker, SpeakerConfig,
+    Explanation, FibNextHop, GracefulRestartConfig, LocalRoute, NextHopState, PeerConfig, PeerView, RemoteAs,
+    RouteView, Speaker, SpeakerConfig,
 };
 use manx_bgp::types::{Asn, Family, HoldTime, Prefix, RouterId};
 
@@ -111,6 +111,12 @@ impl Manx {
         self.with(move |speaker, now| speaker.withdraw(now, prefix));
     }
 
+    /// A peer by its name.
+    pub(crate) fn named(&self, name: &str) -> PeerView {
+        let name = name.to_owned();
+        self.with(move |speaker, now| speaker.peer_view(now, &name)).expect("the peer is configured")
+    }
+
     /// Peer "nN" as it stands.
     pub(crate) fn peer(&self, n: u8) -> PeerView {
         self.with(move |speaker, now| speaker.peer_view(now, &format!("n{n}")))
@@ -152,6 +158,15 @@ impl Manx {
         eventually(|| if self.facts().iter().any(told) { Ok(()) } else { Err(self.facts()) });
     }
 
+    /// Waits until the reason of a peer by its name says this.
+    #[track_caller]
+    pub(crate) fn goes_down_named(&self, name: &str, says: &str) {
+        eventually(|| match self.named(name).reason {
+            Some(reason) if reason.contains(says) => Ok(()),
+            other => Err(format!("{other:?} {:?}", self.facts())),
+        });
+    }
+
     pub(crate) fn facts(&self) -> Vec<String> {
         self.told.lock().unwrap().facts.clone()
     }
@@ -171,11 +186,19 @@ impl Drop for Manx {
     }
 }
 
+/// "10.9.0.2", "fe80::1%3".
+fn way(hop: &FibNextHop) -> String {
+    match hop.ifindex {
+        0 => hop.gateway.to_string(),
+        ifindex => format!("{}%{ifindex}", hop.gateway),
+    }
+}
+
 fn note(told: &mut Told, handle: &BgpHandle, event: Event) {
     match event {
         Event::Routes(changes) => {
             for change in changes {
-                let hops: Vec<String> = change.next_hops.iter().map(|h| h.gateway.to_string()).collect();
+                let hops: Vec<String> = change.next_hops.iter().map(way).collect();
                 if hops.is_empty() {
                     told.fib.remove(&change.prefix);
                     told.removed.insert(change.prefix);

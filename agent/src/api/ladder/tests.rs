@@ -11,7 +11,8 @@ use crate::kernel::neighbour::State;
 fn peer(state: &'static str, cause: Option<Cause>, reason: &str) -> PeerView {
     PeerView {
         name: "tor".to_owned(),
-        address: "10.1.0.1".parse().unwrap(),
+        address: Some("10.1.0.1".parse::<IpAddr>().unwrap().into()),
+        interface: None,
         local_as: Asn(64512),
         remote_as: None,
         peer_type: PeerType::External,
@@ -28,6 +29,7 @@ fn peer(state: &'static str, cause: Option<Cause>, reason: &str) -> PeerView {
         families: Vec::new(),
         graceful_restart: Default::default(),
         messages: Default::default(),
+        bfd: None,
     }
 }
 

@@ -92,6 +92,19 @@ fn paths() -> Vec<Route> {
     ]
 }
 
+fn bfd() -> Bfd {
+    Bfd {
+        state: "Up".into(),
+        remote_state: Some("Up".into()),
+        since: Some(NOW - 60),
+        detection_time_ms: Some(300),
+        interval_ms: Some(100),
+        multiplier: 3,
+        flaps: 2,
+        reason: None,
+    }
+}
+
 #[test]
 fn peers() {
     insta::assert_snapshot!(all(&PeerList { items: vec![up(), down()], ..Default::default() }));
@@ -105,7 +118,7 @@ fn no_peers() {
 #[test]
 fn peer() {
     let peer = Peer {
-        row: up(),
+        row: PeerRow { bfd: Some(bfd()), ..up() },
         router_id: Some("10.0.1.1".into()),
         local_address: Some("10.0.1.11:40000".into()),
         peer_type: Some("External".into()),
@@ -136,7 +149,7 @@ fn peer() {
             import_filters: vec!["racks".into()],
             ..Default::default()
         },
-        unsupported: vec!["spec.bfd: this version does not speak BFD".into()],
+        unsupported: vec!["spec.autoDiscover: this version does not look for gateways".into()],
         ..Default::default()
     };
     insta::assert_snapshot!(all(&peer));

@@ -1,7 +1,8 @@
 //! Documents about one thing, in words: a line for each aspect, its name in front.
 
 use manx_agent::view::{
-    Direction, DrainPhase, FibState, NodeDrain, Peer, PodPolicy, Route, RouteExplanation, RouteLookup, Status,
+    Bfd, Direction, DrainPhase, FibState, NodeDrain, Peer, PodPolicy, Route, RouteExplanation, RouteLookup,
+    Status,
 };
 
 use crate::output::{Exit, Show, Style};
@@ -140,6 +141,9 @@ impl Show for Peer {
                 hold => format!("hold {}, keepalive {}", seconds(hold), seconds(self.keepalive_time)),
             },
         );
+        if let Some(bfd) = &row.bfd {
+            page.line("bfd", bfd_line(bfd));
+        }
         for f in &row.families {
             page.line(
                 &f.family,
@@ -200,6 +204,21 @@ impl Show for Peer {
     fn exit(&self) -> Exit {
         if self.row.established() { Exit::Yes } else { Exit::No }
     }
+}
+
+/// `Up, peer Up; detects in 300 ms, sends every 100 ms; left Up 2 times`.
+fn bfd_line(bfd: &Bfd) -> String {
+    let mut line = format!("{}, peer {}", bfd.state, bfd.remote_state.as_deref().unwrap_or("not heard"));
+    if let (Some(detects), Some(sends)) = (bfd.detection_time_ms, bfd.interval_ms) {
+        line += &format!("; detects in {detects} ms, sends every {sends} ms");
+    }
+    if bfd.flaps > 0 {
+        line += &format!("; left Up {} times", bfd.flaps);
+    }
+    if let Some(reason) = &bfd.reason {
+        line += &format!(" ({reason})");
+    }
+    line
 }
 
 trait Settings {
