@@ -8,7 +8,17 @@ use manx_agent::source::directory::{Change, Directory};
 
 #[test]
 fn the_manifests_of_a_rack_have_no_problem() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/rack");
+    without_problem("rack", 4, 9);
+}
+
+#[test]
+fn the_manifests_of_unnumbered_links_have_no_problem() {
+    without_problem("unnumbered", 2, 4);
+}
+
+/// So many files with so many objects, and nothing to complain of.
+fn without_problem(example: &str, count: usize, wanted: usize) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(example);
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).expect("the manifests are there") {
         let path = entry.expect("a directory can be read").path();
@@ -17,7 +27,7 @@ fn the_manifests_of_a_rack_have_no_problem() {
             files.insert(name, Change::Text(std::fs::read_to_string(&path).expect("a file can be read")));
         }
     }
-    assert_eq!(files.len(), 4);
+    assert_eq!(files.len(), count);
     let (mut objects, mut problems) = (0, Vec::new());
     for update in Directory::new().turn(Ok(files)) {
         match update {
@@ -27,5 +37,5 @@ fn the_manifests_of_a_rack_have_no_problem() {
         }
     }
     assert_eq!(problems, Vec::<String>::new());
-    assert_eq!(objects, 9);
+    assert_eq!(objects, wanted);
 }
