@@ -95,11 +95,12 @@ fn bird_config(over: Over) -> String {
     )
 }
 
+/// Every daemon reads it, and one that does not know `bfd` must not find an `exit` behind it.
 fn frr_config(over: Over) -> String {
     let manx = address(1, over);
     format!(
         "hostname n2\n\
-         bfd\n profile fast\n  receive-interval 100\n  transmit-interval 100\n exit\nexit\n\
+         bfd\n profile fast\n  receive-interval 100\n  transmit-interval 100\n\
          router bgp 65010\n bgp router-id 10.9.0.2\n no bgp ebgp-requires-policy\n\
          \x20no bgp default ipv4-unicast\n no bgp network import-check\n\
          \x20bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n\
@@ -154,8 +155,9 @@ fn a_dead_path_is_seen_at_both_ends_within_some_detection_times(
     let bfd = node.peer(2).bfd.unwrap();
     assert_eq!(bfd.detection_time, Some(Duration::from_millis(300)), "{bfd:?}");
     let filter = if over == Over::V4 { "iptables" } else { "ip6tables" };
-    for chain in ["INPUT", "OUTPUT"] {
-        rack.netns(1).run(&format!("{filter} -A {chain} -p udp --dport 3784 -j DROP")).unwrap();
+    // All of it, so that no other sign reaches either end first.
+    for chain in ["INPUT -i", "OUTPUT -o"] {
+        rack.netns(1).run(&format!("{filter} -A {chain} eth0 -j DROP")).unwrap();
     }
     let cut = Instant::now();
     node.goes_down(2, "BFD: detection time expired");

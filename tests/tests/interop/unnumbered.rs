@@ -34,10 +34,9 @@ fn links() -> Rack {
 
 fn frr_config() -> String {
     let mut text =
-        "hostname n2\nbfd\n profile fast\n  receive-interval 100\n  transmit-interval 100\n exit\nexit\n"
-            .to_owned();
+        "hostname n2\nbfd\n profile fast\n  receive-interval 100\n  transmit-interval 100\n".to_owned();
     for link in LINKS {
-        text += &format!("interface {link}\n ipv6 nd ra-interval 3\n no ipv6 nd suppress-ra\nexit\n");
+        text += &format!("interface {link}\n ipv6 nd ra-interval 3\n no ipv6 nd suppress-ra\n");
     }
     text += "router bgp 65010\n bgp router-id 10.9.0.2\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n \
              no bgp network import-check\n bgp bestpath as-path multipath-relax\n";
