@@ -225,6 +225,33 @@ impl Store {
         Ok(cidrs.iter().map(|cidr| ipam::usage(*cidr, &held, &cooling, now)).collect())
     }
 
+    /// Addresses that were given back and rest, each with the epoch second from which on it is free again; `now` likewise.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn resting(&self, now: u64) -> Result<Vec<(IpAddr, u64)>, StoreError> {
+        let held: BTreeSet<IpAddr> = self.held()?.into_iter().collect();
+        let resting = self.cooling()?.into_iter();
+        Ok(resting
+            .filter(|(ip, since)| ipam::is_cooling(*since, now) && !held.contains(ip))
+            .map(|(ip, since)| (ip, since + ipam::COOL_DOWN))
+            .collect())
+    }
+
+    /// Who holds addresses without being attached, or being attached by now: an ADD or a DEL that crashed. The sweep
+    /// takes them when nothing of them is left in the kernel.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn unfinished(&self) -> Result<Vec<(Key, Owned)>, StoreError> {
+        let keys = self.keys()?.into_iter();
+        let unfinished = keys.filter(|key| {
+            let marked = self.pending_path(key).exists() || !self.attachment_path(key).exists();
+            marked && !self.is_busy(key)
+        });
+        Ok(unfinished.filter_map(|key| self.owned(&key).map(|owned| (key, owned))).collect())
+    }
+
     /// Begins an ADD: from here on a crash is told from a finished attachment.
     ///
     /// What an ADD or a DEL that crashed has left keeps its entries; the caller repairs it when [`Pending::crashed`] says so.

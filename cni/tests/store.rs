@@ -264,6 +264,26 @@ fn a_del_that_comes_first_is_noticed_at_the_end() {
 }
 
 #[test]
+fn what_rests_and_what_a_crash_holds_can_be_listed() {
+    let world = Room::new(&["10.0.0.0/29"]);
+    world.reserve("gone", 100).unwrap();
+    world.release("gone", 100);
+    assert_eq!(world.store.resting(110).unwrap(), [("10.0.0.1".parse().unwrap(), 130)]);
+    assert_eq!(world.store.resting(130).unwrap(), []);
+
+    let running = world.store.begin(&Key::new("runs", "eth0")).unwrap();
+    world.reserve("runs", 110).unwrap();
+    assert!(world.store.unfinished().unwrap().is_empty(), "its ADD is not over");
+    drop(running);
+    let leaked = world.store.unfinished().unwrap();
+    assert_eq!(leaked.len(), 1);
+    assert_eq!(
+        (&leaked[0].0, leaked[0].1.ips[0].to_string()),
+        (&Key::new("runs", "eth0"), "10.0.0.2".to_owned())
+    );
+}
+
+#[test]
 fn what_is_no_attachment_is_left_out() {
     let room = Room::new(&["10.0.0.0/24"]);
     fs::write(room.store.watch_dir().join("junk"), "{").unwrap();

@@ -122,7 +122,20 @@ pub(super) fn ipam(store: &Store, cidrs: &[String], now: EpochSeconds) -> Result
             pod: a.pod,
             container_id: a.container_id,
             ifname: a.ifname,
+            since: Some(a.created),
         })
         .collect();
-    Ok(view::Ipam { pools, allocations, ..Default::default() })
+    let mut cooling: Vec<_> = store.resting(now)?;
+    cooling.sort_by_key(|(ip, until)| (*until, *ip));
+    let cooling =
+        cooling.into_iter().map(|(ip, until)| view::Cooling { ip: ip.to_string(), until }).collect();
+    let unfinished = store.unfinished()?.into_iter();
+    let leaked = unfinished.flat_map(|(key, owned)| {
+        owned.ips.into_iter().map(move |ip| view::Leaked {
+            ip: ip.to_string(),
+            container_id: key.container_id.clone(),
+            ifname: key.ifname.clone(),
+        })
+    });
+    Ok(view::Ipam { pools, allocations, cooling, leaked: leaked.collect(), ..Default::default() })
 }

@@ -29,8 +29,8 @@ pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};
 pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{
-    Allocation, Direction, Ipam, IpamKind, PodList, PodListKind, PodPolicy, PodPolicyKind, PodPolicyList,
-    PodPolicyListKind, PodRow, Pool,
+    Allocation, Cooling, Direction, Ipam, IpamKind, Leaked, PodList, PodListKind, PodPolicy, PodPolicyKind,
+    PodPolicyList, PodPolicyListKind, PodRow, Pool,
 };
 pub use policy::{
     FlowChange, PolicyDiff, PolicyDiffKind, PolicyList, PolicyListKind, PolicyRendering, PolicyRenderingKind,

@@ -73,6 +73,34 @@ pub struct Ipam {
     pub pools: Vec<Pool>,
     /// The addresses in use.
     pub allocations: Vec<Allocation>,
+    /// Addresses that were given back and are not given out again yet.
+    #[serde(default)]
+    pub cooling: Vec<Cooling>,
+    /// Addresses held by attachments whose ADD or DEL crashed; given back once nothing of them is left in the kernel.
+    #[serde(default)]
+    pub leaked: Vec<Leaked>,
+}
+
+/// An address that rests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cooling {
+    /// The address.
+    pub ip: String,
+    /// When it can be given out again; it is earlier when nothing else is free.
+    pub until: EpochSeconds,
+}
+
+/// An address that nobody who finished holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaked {
+    /// The address.
+    pub ip: String,
+    /// The runtime's sandbox id.
+    pub container_id: String,
+    /// Interface name inside the pod.
+    pub ifname: String,
 }
 
 /// A range of pod addresses. Counts may exceed 64 bits in IPv6.
@@ -105,6 +133,9 @@ pub struct Allocation {
     pub container_id: String,
     /// Interface name inside the pod.
     pub ifname: String,
+    /// Since when.
+    #[serde(default)]
+    pub since: Option<EpochSeconds>,
 }
 
 /// Pods attached to this node.

@@ -169,7 +169,8 @@ fn every_document_has_its_fields_and_unknown_is_null() {
     is(&ipam, "Ipam");
     assert_eq!(ipam["pools"].as_array().unwrap().len(), 2);
     has(&ipam["pools"][0], &["cidr", "total", "used", "cooling", "free"]);
-    has(&ipam["allocations"][0], &["ip", "namespace", "pod", "containerId", "ifname"]);
+    has(&ipam["allocations"][0], &["ip", "namespace", "pod", "containerId", "ifname", "since"]);
+    assert_eq!((&ipam["cooling"], &ipam["leaked"]), (&json!([]), &json!([])));
     assert_eq!(
         (&ipam["allocations"][0]["ip"], &ipam["allocations"][0]["pod"]),
         (&json!("10.200.1.5"), &json!("web"))

@@ -560,6 +560,7 @@ fn ipam() {
                 pod: Some("web".into()),
                 container_id: "0123456789ab".into(),
                 ifname: "eth0".into(),
+                since: Some(NOW - 3700),
             },
             Allocation {
                 ip: "10.244.1.3".into(),
@@ -568,6 +569,8 @@ fn ipam() {
                 ..Default::default()
             },
         ],
+        cooling: vec![Cooling { ip: "10.244.1.4".into(), until: NOW + 12 }],
+        leaked: vec![Leaked { ip: "10.244.1.9".into(), container_id: "dead".into(), ifname: "eth0".into() }],
         ..Default::default()
     };
     insta::assert_snapshot!(all(&ipam));

@@ -183,7 +183,7 @@ impl Show for Ipam {
             ]
         });
         let pools = table(&columns, pools, style);
-        let mut columns = vec![left("IP"), left("NAMESPACE"), left("POD"), left("IFNAME")];
+        let mut columns = vec![left("IP"), left("NAMESPACE"), left("POD"), left("IFNAME"), right("SINCE")];
         if style.wide {
             columns.push(left("CONTAINER"));
         }
@@ -193,13 +193,27 @@ impl Show for Ipam {
                 text(a.namespace.as_deref().unwrap_or("-")),
                 text(a.pod.as_deref().unwrap_or("-")),
                 text(&a.ifname),
+                text(&age(a.since, style.now)),
             ];
             if style.wide {
                 row.push(text(&a.container_id));
             }
             row
         });
-        format!("{pools}\n{}", table(&columns, allocations, style))
+        let mut out = format!("{pools}\n{}", table(&columns, allocations, style));
+        if !self.cooling.is_empty() {
+            let rows = self
+                .cooling
+                .iter()
+                .map(|c| vec![text(&c.ip), text(&format!("{}s", c.until.saturating_sub(style.now)))]);
+            out.push_str(&format!("\n{}", table(&[left("COOLING"), right("FREE IN")], rows, style)));
+        }
+        if !self.leaked.is_empty() {
+            let rows = self.leaked.iter().map(|l| vec![text(&l.ip), text(&l.container_id), text(&l.ifname)]);
+            let columns = [left("LEAKED"), left("CONTAINER"), left("IFNAME")];
+            out.push_str(&format!("\n{}", table(&columns, rows, style)));
+        }
+        out
     }
 
     fn names(&self) -> Vec<String> {
