@@ -22,6 +22,7 @@ pub mod delta;
 pub mod desired;
 pub mod drained;
 pub mod egress_nat;
+pub mod flows;
 pub mod health;
 pub mod kernel;
 pub mod leaks;

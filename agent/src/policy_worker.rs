@@ -6,17 +6,20 @@
 //! ```
 //!
 //! Decides nothing: the engine plans, the kernel room executes, this loop carries between them and keeps the pace:
-//! back-off after a failure, an audit now and then.
+//! back-off after a failure, an audit now and then. After a change is in force it has the flows looked for that may have lost
+//! their permission, lets the engine judge them and has those ended that are denied ([`crate::flows`]).
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use manx_policy::compile::Marks;
 use manx_policy::engine::{Engine, InForce};
 use manx_policy::model::{EndpointId, Update};
 use manx_policy::plan::{StepResult, Wants};
 use tokio::sync::oneshot;
 
+use crate::flows::{Flows, FlowsError, Found, Sentence};
 use crate::health::Health;
 use crate::kernel::policy::PolicyKernel;
 
@@ -26,6 +29,9 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often all tables are read and compared. Dumps cost tens of milliseconds, so this is rare.
 const AUDIT: Duration = Duration::from_secs(30);
+/// Between two searches for flows that a change has denied: each reads conntrack, which has a hundred thousand entries on a busy
+/// node. What changes meanwhile is looked at together.
+const LOOK_PACE: Duration = Duration::from_millis(100);
 /// How often the thread says that it lives while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
@@ -40,6 +46,8 @@ enum Input {
     InSync,
     Confirm(EndpointId, oneshot::Sender<Confirmation>),
     Query(Ask),
+    /// Flows that may have lost their permission.
+    Found(Found),
     /// The thread ends and drops this.
     Stop(oneshot::Sender<()>),
 }
@@ -121,14 +129,20 @@ impl PolicyHandle {
 /// It runs until it is told to stop or all handles are gone.
 ///
 /// # Errors
-/// The thread can't be started.
+/// A thread can't be started, or conntrack can't be reached.
 pub fn spawn(
     engine: Engine,
     kernel: PolicyKernel,
     health: Health,
     notify: impl Fn(&Kernel) + Send + 'static,
-) -> std::io::Result<PolicyHandle> {
+) -> Result<PolicyHandle, FlowsError> {
     let (inbox, outbox) = channel();
+    let blocked = Marks::new(engine.config().mark_mask).expect("the engine checks its mask").blocked();
+    let answers = inbox.clone();
+    let flows = Flows::spawn(blocked, move |found| {
+        // The policy thread may be gone at the very end.
+        let _ = answers.send(Input::Found(found));
+    })?;
     let worker = Worker {
         engine,
         kernel,
@@ -139,6 +153,10 @@ pub fn spawn(
         retry: RETRY_MIN,
         retry_at: None,
         audit_at: Instant::now() + AUDIT,
+        flows,
+        blocked,
+        looking: false,
+        look_at: Instant::now(),
     };
     std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
     Ok(PolicyHandle { inbox })
@@ -156,6 +174,13 @@ struct Worker {
     /// Set after a failure: nothing is tried before.
     retry_at: Option<Instant>,
     audit_at: Instant,
+    flows: Flows,
+    /// The bit of blocked flows in conntrack's marks.
+    blocked: u32,
+    /// A search for flows is under way.
+    looking: bool,
+    /// No search before.
+    look_at: Instant,
 }
 
 impl Worker {
@@ -165,8 +190,8 @@ impl Worker {
             self.health.beat("policy", Instant::now());
             self.apply();
             self.answer();
-            let until =
-                [self.retry_at, Some(self.audit_at)].into_iter().flatten().min().unwrap_or(self.audit_at);
+            let look_at = self.look();
+            let until = [self.retry_at, look_at].into_iter().flatten().fold(self.audit_at, Instant::min);
             let wait = until.saturating_duration_since(Instant::now()).min(HEARTBEAT);
             let first = match inbox.recv_timeout(wait) {
                 Ok(input) => Some(input),
@@ -181,6 +206,7 @@ impl Worker {
                         self.waiting.entry(endpoint).or_default().push(answer);
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
+                    Input::Found(found) => self.judge(found),
                     Input::Stop(_done) => return,
                 }
             }
@@ -218,12 +244,45 @@ impl Worker {
         }
     }
 
+    /// Has the flows looked for that the last changes concern, once these are in the kernel. Returns when to ask again.
+    fn look(&mut self) -> Option<Instant> {
+        if self.looking || !self.engine.is_in_sync() || self.shown.error.is_some() {
+            return None;
+        }
+        if Instant::now() < self.look_at {
+            return Some(self.look_at);
+        }
+        let suspects = self.engine.take_suspects();
+        if !suspects.is_empty() {
+            self.looking = true;
+            self.flows.look(suspects);
+        }
+        None
+    }
+
+    /// What was found is judged by what is desired now: a flow that is denied only by a change that is not in the kernel yet
+    /// ends a moment earlier than it would.
+    fn judge(&mut self, found: Found) {
+        self.looking = false;
+        self.look_at = Instant::now() + LOOK_PACE;
+        if found.entries.is_empty() {
+            return;
+        }
+        let mut judge = self.engine.judge(found.own);
+        let sentence = Sentence::pass(found.entries, self.blocked, |entry| judge.allows(&entry.flow));
+        if !sentence.is_empty() {
+            self.flows.carry_out(sentence);
+        }
+    }
+
     /// Reads everything when an audit is due: rules and sets that somebody else changed come to light.
     fn audit(&mut self, now: Instant) -> Result<(), String> {
         if now < self.audit_at {
             return Ok(());
         }
         self.audit_at = now + AUDIT;
+        // A flow may have begun by the old rules just while the table was read.
+        self.engine.suspect_everything();
         self.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })
     }
 

@@ -27,6 +27,8 @@
 //! * **New TCP flows begin with SYN** at endpoints that any policy governs: a flow that was cut by a policy change
 //!   must not come back through a packet in the other, allowed direction. At endpoints without policy nothing was cut, and
 //!   conntrack may pick up what it has lost.
+//! * **Cut flows without SYN** (UDP, SCTP, ICMP) bear a bit in conntrack's mark, which the agent sets; endpoints drop
+//!   them in both directions, before anything is taken for established.
 //! * **Source addresses are those of the packet in FORWARD**: after destination translation, before source translation. Service
 //!   addresses are therefore never policed. kube-proxy's IPVS mode takes Service traffic past FORWARD, through INPUT and
 //!   OUTPUT, and is not policed here; nor are host-network pods, which share their node's address and its privileges.
@@ -102,6 +104,12 @@ impl Marks {
     pub fn new(mask: u32) -> Option<Self> {
         let mut bits = (0..32).map(|i| 1u32 << i).filter(|bit| mask & bit != 0);
         Some(Marks { allow: bits.next()?, pass: bits.next()?, from: bits.next()?, to: bits.next()?, mask })
+    }
+
+    /// The bit of conntrack's mark that blocks a flow in both directions. The same as `allow`, which no packet bears outside
+    /// of our chains: who saves packets' marks into conntrack's (`CONNMARK --save-mark`) blocks nothing.
+    pub fn blocked(&self) -> u32 {
+        self.allow
     }
 }
 
@@ -245,8 +253,11 @@ impl Layout {
     }
 
     fn egress(&self, resolved: &Resolved) -> Vec<Rule> {
-        let mut rules =
-            vec![established(goto(chain::EGRESS_OK)), rule([], jump(chain::CHECK), "what no pod may send")];
+        let mut rules = vec![
+            self.blocked_flow(),
+            established(goto(chain::EGRESS_OK)),
+            rule([], jump(chain::CHECK), "what no pod may send"),
+        ];
         rules.extend(self.syn_first(resolved));
         rules.extend(self.policies(resolved, Direction::Egress, chain::EGRESS_OK));
         rules
@@ -254,12 +265,18 @@ impl Layout {
 
     fn ingress(&self, resolved: &Resolved) -> Vec<Rule> {
         let mut rules = vec![
+            self.blocked_flow(),
             established(goto(chain::ACCEPT)),
             rule([Match::State(smallvec![ConnState::Invalid])], Verdict::Drop, "invalid"),
         ];
         rules.extend(self.syn_first(resolved));
         rules.extend(self.policies(resolved, Direction::Ingress, chain::ACCEPT));
         rules
+    }
+
+    /// At every endpoint, isolated or not: the rules that follow keep their places and counters when that changes.
+    fn blocked_flow(&self) -> Rule {
+        rule([Match::FlowMark(self.marks.blocked())], Verdict::Drop, "cut by a policy change")
     }
 
     /// Asks the policies of one tier after the other until one decides.

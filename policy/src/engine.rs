@@ -353,6 +353,16 @@ impl Engine {
         std::mem::take(&mut self.suspects)
     }
 
+    /// All flows are suspect again: an audit.
+    pub fn suspect_everything(&mut self) {
+        self.suspects = Suspects::everything();
+    }
+
+    /// Has the source said that it is in sync?
+    pub fn is_in_sync(&self) -> bool {
+        self.in_sync
+    }
+
     /// Judges live flows by what is in force. `own`: this node's addresses, to which a pod may always speak under
     /// NetworkPolicy.
     pub fn judge(&self, own: impl IntoIterator<Item = IpAddr>) -> Judge<'_> {

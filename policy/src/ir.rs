@@ -147,6 +147,8 @@ pub enum Match {
         /// Anything but `value`.
         negated: bool,
     },
+    /// Of the mark that conntrack keeps for the flow, this bit is set.
+    FlowMark(u32),
     /// Not more often than [`crate::drops::PER_SECOND`].
     Seldom,
 }

@@ -239,6 +239,8 @@ impl<'a> Run<'a> {
             },
             Match::Seldom => true,
             Match::HopLimit(limit) => packet.hop_limit == *limit,
+            // Who asks, asks about a flow of which conntrack knows nothing yet.
+            Match::FlowMark(_) => false,
             Match::Mark { value, mask, negated } => (self.mark & mask == *value) != *negated,
         })
     }

@@ -158,6 +158,17 @@ pub fn binary(bin_dir: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Where a test finds the binaries: beside itself, where one build has made all; else the release binaries of `make build`.
+///
+/// # Panics
+/// When the test is no file that cargo has made.
+pub fn built_binaries() -> PathBuf {
+    let test = std::env::current_exe().expect("a test is a file");
+    let profile = test.ancestors().nth(2).expect("cargo puts tests into PROFILE/deps");
+    let built = ["manx-agent", "manx-cni"].iter().all(|name| profile.join(name).exists());
+    if built { profile.to_owned() } else { profile.with_file_name("release") }
+}
+
 fn get(path: &str) -> Result<String> {
     let address: SocketAddr = METRICS.parse().context("an address")?;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;

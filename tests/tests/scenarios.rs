@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use manx_tests::agent::built_binaries;
 use manx_tests::scenario::file::{self, Scenario};
 use manx_tests::scenario::rack::Rack;
 use manx_tests::scenario::run;
@@ -60,7 +61,7 @@ fn play_all(name: &str, nodes: u8, backend: &str, share: impl Fn(usize, bool) ->
         return;
     }
     let name = format!("{name}{}", std::process::id());
-    let mut rack = Rack::up(&name, nodes, backend, &binaries()).expect("the rack comes up");
+    let mut rack = Rack::up(&name, nodes, backend, &built_binaries()).expect("the rack comes up");
     let started = Instant::now();
     let (mut asked, mut failures) = (0, Vec::new());
     for scenario in &chosen {
@@ -90,13 +91,4 @@ fn own() -> Vec<Scenario> {
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
-}
-
-/// Beside this test, where one build has made all; else the release binaries of `make build`.
-fn binaries() -> PathBuf {
-    let test = std::env::current_exe().expect("a test is a file");
-    let profile = test.ancestors().nth(2).expect("cargo puts tests into PROFILE/deps");
-    let release = profile.with_file_name("release");
-    let built = |dir: &Path| ["manx-agent", "manx-cni"].iter().all(|name| dir.join(name).exists());
-    if built(profile) { profile.to_owned() } else { release }
 }

@@ -1,7 +1,8 @@
 //! The kernel's doors: routes, links, packet filter, sets, sysctls. IO only: what should be there is decided elsewhere.
 //!
 //! ```text
-//! netlink -+- fib      routes we own, written in bulk by a thread of its own
+//! netlink -+- conntrack flows that live: read, ended, marked
+//!          +- fib      routes we own, written in bulk by a thread of its own
 //!          +- link     links, addresses and other owners' routes, as a snapshot and events
 //!          +- audit    our routes as they are, when somebody asks
 //!          +- neighbour one on-link neighbour, when somebody asks
@@ -15,6 +16,7 @@
 
 pub mod audit;
 pub mod cleanup;
+pub mod conntrack;
 pub mod egress_nat;
 pub mod fib;
 pub mod ipset;

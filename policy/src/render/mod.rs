@@ -145,6 +145,7 @@ fn condition_text(condition: &Match, text: &mut String) -> std::fmt::Result {
         Match::Mark { value, mask, negated } => {
             write!(text, "-m mark {}--mark {value:#x}/{mask:#x}", not(*negated))
         }
+        Match::FlowMark(bit) => write!(text, "-m connmark --mark {bit:#x}/{bit:#x}"),
         Match::Seldom => write!(text, "-m limit --limit {PER_SECOND}/sec --limit-burst {BURST}"),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub mod client;
+pub mod duplex;
 pub mod matrix;
 pub mod server;
 pub mod stream;

@@ -293,8 +293,8 @@ impl Node {
             bail!("{mark} has not been read");
         }
         let (_, status) = self.agent.ask("/v1/status")?;
-        if let Some(error) = status["source"]["errors"].as_array().and_then(|errors| errors.first()) {
-            bail!("the manifests: {error}");
+        if status["source"]["stale"] == json!(true) {
+            bail!("the manifests: {}", status["source"]["errors"]);
         }
         let policy = &status["policy"];
         if policy["pending"] != json!(false) || policy["endpoints"] != policy["endpointsInForce"] {
