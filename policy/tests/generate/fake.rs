@@ -261,7 +261,10 @@ pub(crate) fn parse(spec: &str) -> Rule {
             "--hl-eq" => matches.push(Match::HopLimit(next().parse().unwrap())),
             "--mark" => {
                 let (value, mask) = value_and_mask(next());
-                matches.push(Match::Mark { value, mask, negated });
+                matches.push(match text.contains("-m connmark") {
+                    true => Match::FlowMark(value),
+                    false => Match::Mark { value, mask, negated },
+                });
             }
             "-j" => {
                 verdict = Some(match next() {
