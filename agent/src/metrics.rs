@@ -82,6 +82,8 @@ pub async fn render(api: &Api, format: Format) -> Result<String, fmt::Error> {
         let took = Gauge::<f64, AtomicU64>::default();
         took.set(kernel.last_applied.map_or(0.0, |(_, took)| took.as_secs_f64()));
         registry.register("policy_apply_seconds", "What the last application took", took);
+        let help = "Times that rules of ours were put right after another program had changed them";
+        registry.register("policy_repairs", help, counter(kernel.repairs));
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;

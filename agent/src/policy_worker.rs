@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 
 use crate::flows::{Flows, FlowsError, Found, Sentence};
 use crate::health::Health;
+use crate::kernel::iptables::Backend;
+use crate::kernel::nft_watch;
 use crate::kernel::policy::PolicyKernel;
 
 /// First wait after a failed application; doubled each time.
@@ -32,6 +34,8 @@ const AUDIT: Duration = Duration::from_secs(30);
 /// Between two searches for flows that a change has denied: each reads conntrack, which has a hundred thousand entries on a busy
 /// node. What changes meanwhile is looked at together.
 const LOOK_PACE: Duration = Duration::from_millis(100);
+/// Between two looks at rules that a stranger has changed: each reads them all, and some strangers write all the time.
+const MEND_PACE: Duration = Duration::from_millis(250);
 /// How often the thread says that it lives while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
@@ -48,6 +52,8 @@ enum Input {
     Query(Ask),
     /// Flows that may have lost their permission.
     Found(Found),
+    /// A stranger has changed our rules.
+    Disturbed,
     /// The thread ends and drops this.
     Stop(oneshot::Sender<()>),
 }
@@ -67,6 +73,8 @@ pub struct Kernel {
     pub error: Option<String>,
     /// A change waits to be applied.
     pub pending: bool,
+    /// How often rules of ours were found changed by a stranger, and mended.
+    pub repairs: u64,
     /// When the kernel last took a change, and how long that took.
     pub last_applied: Option<(std::time::SystemTime, Duration)>,
 }
@@ -124,20 +132,38 @@ impl PolicyHandle {
     }
 }
 
+/// The policy thread or one of its helpers can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The thread that ends flows.
+    #[error(transparent)]
+    Flows(#[from] FlowsError),
+    /// The thread that hears of strangers.
+    #[error(transparent)]
+    Watch(#[from] nft_watch::WatchError),
+    /// The policy thread itself.
+    #[error("no thread for policy: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
 /// Starts the thread in the network namespace of the caller. `notify` is called after each change of the [`Kernel`].
 ///
 /// It runs until it is told to stop or all handles are gone.
 ///
 /// # Errors
-/// A thread can't be started, or conntrack can't be reached.
+/// A thread can't be started, or netlink can't be reached.
 pub fn spawn(
     engine: Engine,
     kernel: PolicyKernel,
     health: Health,
     notify: impl Fn(&Kernel) + Send + 'static,
-) -> Result<PolicyHandle, FlowsError> {
+) -> Result<PolicyHandle, SpawnError> {
     let (inbox, outbox) = channel();
     let blocked = Marks::new(engine.config().mark_mask).expect("the engine checks its mask").blocked();
+    if kernel.backend() == Backend::Nft {
+        let disturbed = inbox.clone();
+        nft_watch::spawn(move || disturbed.send(Input::Disturbed).is_ok())?;
+    }
     let answers = inbox.clone();
     let flows = Flows::spawn(blocked, move |found| {
         // The policy thread may be gone at the very end.
@@ -157,6 +183,8 @@ pub fn spawn(
         blocked,
         looking: false,
         look_at: Instant::now(),
+        mend_at: None,
+        mended_at: Instant::now(),
     };
     std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
     Ok(PolicyHandle { inbox })
@@ -181,6 +209,10 @@ struct Worker {
     looking: bool,
     /// No search before.
     look_at: Instant,
+    /// A stranger has changed our rules: they are read again then.
+    mend_at: Option<Instant>,
+    /// When they were last read for that reason.
+    mended_at: Instant,
 }
 
 impl Worker {
@@ -191,7 +223,10 @@ impl Worker {
             self.apply();
             self.answer();
             let look_at = self.look();
-            let until = [self.retry_at, look_at].into_iter().flatten().fold(self.audit_at, Instant::min);
+            let until = [self.retry_at, look_at, self.mend_at]
+                .into_iter()
+                .flatten()
+                .fold(self.audit_at, Instant::min);
             let wait = until.saturating_duration_since(Instant::now()).min(HEARTBEAT);
             let first = match inbox.recv_timeout(wait) {
                 Ok(input) => Some(input),
@@ -207,6 +242,10 @@ impl Worker {
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
                     Input::Found(found) => self.judge(found),
+                    Input::Disturbed => {
+                        let earliest = self.mended_at + MEND_PACE;
+                        self.mend_at.get_or_insert_with(|| earliest.max(Instant::now()));
+                    }
                     Input::Stop(_done) => return,
                 }
             }
@@ -221,7 +260,7 @@ impl Worker {
         }
         self.retry_at = None;
         let before = self.shown.clone();
-        let outcome = self.audit(now).and_then(|()| self.converge());
+        let outcome = self.mend(now).and_then(|()| self.audit(now)).and_then(|()| self.converge());
         match outcome {
             Ok(()) => {
                 self.retry = RETRY_MIN;
@@ -273,6 +312,23 @@ impl Worker {
         if !sentence.is_empty() {
             self.flows.carry_out(sentence);
         }
+    }
+
+    /// Reads the rules when a stranger has changed them, and puts right what is wrong.
+    fn mend(&mut self, now: Instant) -> Result<(), String> {
+        if self.mend_at.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        self.mend_at = None;
+        self.mended_at = now;
+        self.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: false })?;
+        let plans = self.shown.last_applied;
+        self.converge()?;
+        if plans != self.shown.last_applied {
+            self.shown.repairs += 1;
+            tracing::warn!(repairs = self.shown.repairs, "another program has changed our rules: mended");
+        }
+        Ok(())
     }
 
     /// Reads everything when an audit is due: rules and sets that somebody else changed come to light.

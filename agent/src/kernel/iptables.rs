@@ -3,10 +3,12 @@
 //! Text in, text out: what the rules mean is the policy engine's business. Calls block and fork; the policy thread makes
 //! them.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use super::Family;
 
@@ -109,6 +111,24 @@ pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), Iptab
     run(&program, &mut command, Some(text)).map(drop)
 }
 
+/// Processes that have lately changed rules for us.
+static WRITERS: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
+/// More than can have written since a notification was sent.
+const WRITERS_KEPT: usize = 64;
+
+fn remember_writer(pid: u32) {
+    let mut writers = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if writers.len() == WRITERS_KEPT {
+        writers.pop_front();
+    }
+    writers.push_back(pid);
+}
+
+/// Has this process lately changed rules for us? A process that was given the same id much later is not meant.
+pub fn is_own_writer(pid: u32) -> bool {
+    WRITERS.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+}
+
 /// The rules of all tables that are there, as `iptables-save` prints them.
 ///
 /// # Errors
@@ -182,6 +202,9 @@ fn run(program: &str, command: &mut Command, input: Option<&str>) -> Result<Outp
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     let mut child =
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    if input.is_some() {
+        remember_writer(child.id());
+    }
     if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
         // A program that stops reading says why on stderr, which is worth more than our broken pipe.
         let _ = stdin.write_all(text.as_bytes());

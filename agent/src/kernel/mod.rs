@@ -7,6 +7,7 @@
 //!          +- audit    our routes as they are, when somebody asks
 //!          +- neighbour one on-link neighbour, when somebody asks
 //!          +- ipset    sets, over a socket that stays open
+//!          +- nft_watch  hears when a stranger changes our rules
 //! iptables, sysctl, netstat   processes and /proc
 //! policy               carries out the policy engine's plan over ipset and iptables
 //! cleanup              finds and removes all of ours
@@ -25,6 +26,7 @@ pub mod link;
 pub mod neighbour;
 pub mod netlink;
 pub mod netstat;
+pub mod nft_watch;
 pub mod policy;
 pub mod sysctl;
 

@@ -297,6 +297,16 @@ impl Netlink {
         Ok(this)
     }
 
+    /// A socket that receives the notifications of this nfnetlink group (NFNLGRP_ number). It waits for them:
+    /// [`Netlink::drain`] returns when there are some.
+    pub fn netfilter_monitor(group: u32) -> Result<Self, NetlinkError> {
+        let this = Self::open(netlink_sys::protocols::NETLINK_NETFILTER, "netfilter")?;
+        this.grow_buffer(MONITOR_SOCKET_BUFFER)?;
+        let joined = this.socket.add_membership(group);
+        joined.map_err(|source| NetlinkError::Open { family: "netfilter", source })?;
+        Ok(this)
+    }
+
     /// The socket's own port, as it stands in notifications of what it caused.
     pub fn port(&self) -> u32 {
         self.port
