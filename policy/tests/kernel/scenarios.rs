@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use manx_policy::Engine;
-use manx_policy::k8s::network_policy;
+use manx_policy::k8s::{self, network_policy};
 use manx_policy::model::{
-    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Payload, Pod, PodId, PodRef, PolicyId,
-    Protocol, Update,
+    Addresses, Endpoint, EndpointId, Labels, NamedPort, Namespace, Payload, Pod, PodId, PodRef, Protocol,
+    Update,
 };
 use manx_policy::state::claimed_pod;
 use manx_policy::verdict::{End, Flow, Place};
@@ -155,7 +155,20 @@ pub(crate) fn policy(namespace: &str, name: &str, spec: &str) -> Update {
     Update::SetPolicy(network_policy(&object).unwrap())
 }
 
-/// Scenario, and its policies: namespace, name, spec.
+/// A ClusterNetworkPolicy where the place of its namespace says so, one of Calico's that are global, or a NetworkPolicy.
+fn of_any_kind(place: &str, name: &str, spec: &str) -> Update {
+    let text = format!("{{metadata: {{name: {name}}}, spec: {spec}}}");
+    let policy = match place {
+        "cluster" => k8s::cluster_network_policy(&serde_saphyr::from_str(&text).unwrap()),
+        "calico" => k8s::calico_policy(&serde_saphyr::from_str(&text).unwrap(), false),
+        namespace => return policy(namespace, name, spec),
+    };
+    let policy = policy.unwrap();
+    assert_eq!(policy.problems, [], "{spec}");
+    Update::SetPolicy(policy)
+}
+
+/// Scenario, and its policies: namespace (or kind), name, spec.
 type Scenario = (&'static str, &'static [(&'static str, &'static str, &'static str)]);
 
 const SCENARIOS: &[Scenario] = &[
@@ -246,6 +259,51 @@ const SCENARIOS: &[Scenario] = &[
         ],
     ),
     (
+        "tiers around a network policy, with every action",
+        &[
+            (
+                "cluster",
+                "admin",
+                "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [\
+                  {action: Accept, from: [{pods: {podSelector: {matchLabels: {tier: back}}}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}, \
+                  {action: Pass, from: [{namespaces: {matchLabels: {team: a}}}]}, \
+                  {action: Deny, from: [{namespaces: {}}], protocols: [{destinationNamedPort: http}, {udp: {}}]}]}",
+            ),
+            (
+                "default",
+                "web",
+                "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 8080}]}]}",
+            ),
+            (
+                "cluster",
+                "base",
+                "{tier: Baseline, priority: 1, subject: {pods: {podSelector: {matchLabels: {app: client}}}}, egress: [\
+                  {action: Accept, to: [{networks: [10.0.0.10/32]}]}, {action: Deny, to: [{networks: [10.0.0.0/8, '::/0']}]}]}",
+            ),
+        ],
+    ),
+    (
+        "Calico's policies before and after a network policy",
+        &[
+            (
+                "calico",
+                "early",
+                "{order: 10, selector: has(app), types: [Ingress, Egress], ingress: [\
+                  {action: Deny, protocol: UDP, source: {selector: \"app == 'db' || tier == 'back'\"}, destination: {notPorts: ['5000:6000']}}, \
+                  {action: Log, protocol: TCP}, {action: Pass, protocol: TCP, destination: {ports: [5353]}}, \
+                  {action: Allow, protocol: ICMP, notICMP: {type: 3, code: 1}}, {action: Allow, protocol: 112, notProtocol: 6}], \
+                  egress: [{action: Allow, ipVersion: 4, destination: {notNets: [192.0.2.0/24], notSelector: app == 'db'}}, \
+                  {action: Allow, ipVersion: 6, protocol: TCP, source: {ports: ['1024:65535'], notPorts: [9]}}]}",
+            ),
+            ("default", "web", "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"),
+            (
+                "calico",
+                "late",
+                "{selector: app == 'web' || app == 'db', ingress: [{action: Allow, source: {nets: [10.0.0.0/24]}}]}",
+            ),
+        ],
+    ),
+    (
         "a policy that cannot be understood isolates and opens nothing",
         &[(
             "default",
@@ -274,8 +332,11 @@ fn kernel_agrees_with_the_oracle_in_a_sample_of_scenarios_on_legacy() {
 fn play(rack: &mut Rack, (name, policies): &Scenario) {
     let mut ids = Vec::new();
     for (namespace, name, spec) in *policies {
-        rack.engine.apply(policy(namespace, name, spec));
-        ids.push(PolicyId::network_policy(namespace, name));
+        let update = of_any_kind(namespace, name, spec);
+        if let Update::SetPolicy(policy) = &update {
+            ids.push(policy.id.clone());
+        }
+        rack.engine.apply(update);
     }
     rack.converge();
     rack.assert_agreement(name);
