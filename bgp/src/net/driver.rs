@@ -42,6 +42,8 @@ const WRITES_A_TURN: usize = 4;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// The whole of an orderly stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// So long a peer takes at most from the end of a connection to the beginning of its help: less than any detection time.
+const HELPER_BEGINS: Duration = Duration::from_millis(100);
 /// BFD's last words.
 const LINK_STOP_DEADLINE: Duration = Duration::from_millis(500);
 /// After so long without a look at the sockets of others it is taken: a task that never waits keeps its runtime from
@@ -144,7 +146,7 @@ pub(super) async fn run(
             () = timer => driver.speaker.handle_timeout(now()),
             command = commands.recv() => match command {
                 Some(Command::Stop(Shutdown::Silent, done)) => {
-                    driver.stop_link().await;
+                    driver.end_silently().await;
                     return Some(done);
                 }
                 Some(command) => driver.on_command(command),
@@ -205,7 +207,19 @@ impl Driver {
         let _ = self.link.send(command);
     }
 
-    /// BFD peers hear AdminDown before the connections go: they must not take an orderly end for a dead path.
+    /// Connections first: a helper that has begun to help takes BFD's end for part of our restart (FRR does, where our C bit is
+    /// 0), while one that hears AdminDown first ends the session and drops our routes. Then AdminDown, well within the detection
+    /// time, so that nobody takes an orderly end for a dead path.
+    async fn end_silently(&mut self) {
+        self.listeners.clear();
+        self.conns.values_mut().for_each(Connection::close_our_side);
+        if self.speaker.peers(now()).iter().any(|peer| peer.bfd.is_some()) {
+            tokio::time::sleep(HELPER_BEGINS).await;
+        }
+        self.stop_link().await;
+    }
+
+    /// BFD's last words.
     async fn stop_link(&self) {
         let (done, stopped) = oneshot::channel();
         self.order(link::Command::Stop(done));
