@@ -293,28 +293,38 @@ pub(crate) fn completion(shell: clap_complete::Shell) -> ExitCode {
 
 /// One page: the root command, then each of its subcommands.
 pub(crate) fn man() -> ExitCode {
+    crate::output::write(&man_page());
+    ExitCode::SUCCESS
+}
+
+fn man_page() -> Vec<u8> {
     let mut page = Vec::new();
     let mut root = Cli::command();
     root.build();
     clap_mangen::Man::new(root.clone()).render(&mut page).expect("writing to memory cannot fail");
     render_subcommands(&root, "manxctl", &mut page);
-    crate::output::write(&page);
-    ExitCode::SUCCESS
+    page
 }
 
 fn render_subcommands(command: &clap::Command, path: &str, page: &mut Vec<u8>) {
     for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
         let path = format!("{path} {}", sub.get_name());
-        if sub.has_subcommands() {
-            render_subcommands(sub, &path, page);
-            continue;
+        // What all commands take is told once, at the top.
+        let common =
+            |arg: &clap::Arg| ["run_dir", "output", "watch", "help"].contains(&arg.get_id().as_str());
+        let has_its_own = sub.get_arguments().any(|arg| !common(arg));
+        if has_its_own || !sub.has_subcommands() {
+            page.extend_from_slice(format!(".SH \"{}\"\n", path.to_uppercase()).as_bytes());
+            let man = clap_mangen::Man::new(sub.clone().mut_args(|arg| match common(&arg) {
+                true => arg.hide(true),
+                false => arg,
+            }));
+            man.render_description_section(page).expect("writing to memory cannot fail");
+            if has_its_own {
+                man.render_options_section(page).expect("writing to memory cannot fail");
+            }
         }
-        page.extend_from_slice(format!(".SH \"{}\"\n", path.to_uppercase()).as_bytes());
-        let man = clap_mangen::Man::new(sub.clone());
-        man.render_description_section(page).expect("writing to memory cannot fail");
-        if sub.get_positionals().next().is_some() {
-            man.render_options_section(page).expect("writing to memory cannot fail");
-        }
+        render_subcommands(sub, &path, page);
     }
 }
 
@@ -342,6 +352,18 @@ mod tests {
     #[test]
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_names_every_commands_own_options_and_the_common_ones_once() {
+        let page = String::from_utf8(man_page()).unwrap().replace('\\', "");
+        for option in ["--delay", "--message", "--only", "--drift", "--rejected", "--soft"] {
+            assert!(page.contains(option), "{option}");
+        }
+        for command in ["MANXCTL PEER WHY", "MANXCTL NODE UNDRAIN", "MANXCTL ROUTES", "MANXCTL ROUTES IN"] {
+            assert!(page.contains(&format!("\"{command}\"")), "{command}");
+        }
+        assert_eq!(page.matches("--run-dir").count(), 2, "in the synopsis and among the options");
     }
 
     #[test]
