@@ -201,7 +201,7 @@ fn a_missing_secret_keeps_the_session_down_and_says_so_and_the_secret_is_never_s
     let (node, tor) = Node::wired();
     let with_password = PEER.replace(
         "connectRetry: 1s",
-        "connectRetry: 1s, password: {secretKeyRef: {name: tor, key: password}}",
+        "connectRetry: 1s, holdTime: 6s, password: {secretKeyRef: {name: tor, key: password}}",
     );
     node.manifest("peer.yaml", &with_password);
     node.manifest("secret.yaml", &SECRET.replace("manx-system", "elsewhere"));
@@ -218,6 +218,7 @@ fn a_missing_secret_keeps_the_session_down_and_says_so_and_the_secret_is_never_s
     node.established("tor");
     assert_eq!(node.json(&["peer", "show", "tor"])["settings"]["password"], true);
     node.manifest("secret.yaml", &SECRET.replace("s3cret", "wr0ng"));
+    // The key changes under the open connection: what the peer signs is dropped, and the hold time runs out.
     eventually("a wrong one ends the session", || node.peer("tor")["state"] != "Established");
     node.remove_manifest("secret.yaml");
     eventually("the peer says why again", || {
