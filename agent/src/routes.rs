@@ -1,7 +1,7 @@
 //! From the Loc-RIB to the kernel routes that we own. Pure: what changed and what resolves go in, routes come out.
 //!
-//! Two kinds of route meet here. What the speaker learned is forwarded to the link-layer neighbour that the kernel's own
-//! routes lead to; what this node originates is backed by a blackhole, so that a packet for an address that no pod holds
+//! Two kinds of route meet here. What the speaker learned is forwarded to BGP next hops, each of which is resolved once, by
+//! the kernel's own routes, for all routes that use it; what this node originates is backed by a blackhole, so that a packet for an address that no pod holds
 //! ends here instead of travelling back to the ToR and round again. Where both speak of one prefix, ours wins.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +27,8 @@ pub struct Moved {
     pub hop: FibNextHop,
     /// For the speaker.
     pub state: NextHopState,
-    /// It is as reachable as before but leaves elsewhere: its routes must be written again.
-    pub rewrite: bool,
+    /// For the FIB writer: where its packets leave now.
+    pub egress: Option<Egress>,
 }
 
 impl NextHops {
@@ -49,17 +49,11 @@ impl NextHops {
         for (&hop, known) in &mut self.tracked {
             let egress = resolve(hop);
             if egress != *known {
-                let rewrite = known.is_some_and(|k| egress.is_some_and(|e| e.hop != k.hop));
-                moved.push(Moved { hop, state: state(egress), rewrite });
+                moved.push(Moved { hop, state: state(egress), egress });
                 *known = egress;
             }
         }
         moved
-    }
-
-    /// The kernel next hop for one of a route's; `None`: it has become unreachable, which the speaker is being told.
-    pub fn resolve(&self, hop: FibNextHop) -> Option<NextHop> {
-        self.tracked.get(&hop).copied().flatten().map(|e| e.hop)
     }
 }
 
@@ -102,7 +96,6 @@ impl Routes {
     pub fn learned<'a>(
         &'a self,
         changes: impl IntoIterator<Item = RouteChange> + 'a,
-        next_hops: &'a NextHops,
     ) -> impl Iterator<Item = Wanted> + 'a {
         changes.into_iter().filter_map(move |change| {
             let prefix = IpNetwork::from(change.prefix);
@@ -112,7 +105,8 @@ impl Routes {
             if change.blackhole {
                 return Some((prefix, Some(Route::Blackhole)));
             }
-            Some((prefix, Route::via(change.next_hops.iter().filter_map(|hop| next_hops.resolve(*hop)))))
+            let route = Route::via(change.next_hops.iter().map(|hop| NextHop::from(*hop)));
+            Some((prefix, route.map(|route| route.with_backup(change.backup.map(NextHop::from)))))
         })
     }
 }
@@ -125,13 +119,13 @@ mod tests {
 
     fn egress(gateway: &str, ifindex: u32) -> Option<Egress> {
         let hop = NextHop { gateway: gateway.parse().unwrap(), ifindex };
-        Some(Egress { hop, metric: 0, connected: true })
+        Some(Egress { hop, metric: 0, connected: true, onlink: false })
     }
 
     fn change(prefix: &str, gateways: &[&str]) -> RouteChange {
         let hop = |g: &&str| FibNextHop { gateway: g.parse().unwrap(), ifindex: 0 };
         let next_hops = gateways.iter().map(hop).collect();
-        RouteChange { prefix: prefix.parse().unwrap(), next_hops, blackhole: false }
+        RouteChange { prefix: prefix.parse().unwrap(), next_hops, backup: None, blackhole: false }
     }
 
     fn ip(text: &str) -> FibNextHop {
@@ -141,7 +135,7 @@ mod tests {
     #[test]
     fn what_a_peer_has_blackholed_is_discarded() {
         let discard = RouteChange { blackhole: true, ..change("192.0.2.1/32", &[]) };
-        let wanted: Vec<_> = Routes::default().learned([discard], &NextHops::default()).collect();
+        let wanted: Vec<_> = Routes::default().learned([discard]).collect();
         assert_eq!(wanted, [("192.0.2.1/32".parse().unwrap(), Some(Route::Blackhole))]);
     }
 
@@ -152,30 +146,17 @@ mod tests {
         let prefix: IpNetwork = "10.200.1.0/24".parse().unwrap();
         assert_eq!(routes.originate(&own), [(prefix, Some(Route::Blackhole))]);
         assert_eq!(routes.originate(&own), []);
-        let hops = NextHops::default();
-        assert_eq!(routes.learned([change("10.200.1.0/24", &[])], &hops).count(), 0);
+        assert_eq!(routes.learned([change("10.200.1.0/24", &[])]).count(), 0);
         assert_eq!(routes.originate(&BTreeSet::new()), [(prefix, None)]);
-        assert_eq!(
-            routes.learned([change("10.200.1.0/24", &[])], &hops).collect::<Vec<_>>(),
-            [(prefix, None)]
-        );
+        assert_eq!(routes.learned([change("10.200.1.0/24", &[])]).collect::<Vec<_>>(), [(prefix, None)]);
     }
 
     #[test]
-    fn all_equal_next_hops_become_one_multipath_route_and_dead_ones_drop_out() {
-        let mut hops = NextHops::default();
-        hops.track(ip("10.1.0.1"), egress("10.1.0.1", 3));
-        hops.track(ip("10.2.0.1"), egress("10.2.0.1", 4));
-        hops.track(ip("10.3.0.1"), None);
+    fn all_equal_next_hops_become_one_multipath_route() {
         let routes = Routes::default();
-        let changes = [
-            change("10.200.2.0/24", &["10.1.0.1", "10.2.0.1", "10.3.0.1"]),
-            change("10.9.0.0/16", &["10.3.0.1"]),
-        ];
-        let got: Vec<_> = routes.learned(changes, &hops).collect();
-        let Some(Route::Unicast(next_hops)) = &got[0].1 else { panic!("{got:?}") };
-        assert_eq!(next_hops.iter().map(|h| h.ifindex).collect::<Vec<_>>(), [3, 4]);
-        assert_eq!(got[1].1, None);
+        let got: Vec<_> = routes.learned([change("10.200.2.0/24", &["10.2.0.1", "10.1.0.1"])]).collect();
+        let Some(Route::Unicast { hops, backup: None }) = &got[0].1 else { panic!("{got:?}") };
+        assert_eq!(hops.iter().map(|h| h.gateway.to_string()).collect::<Vec<_>>(), ["10.1.0.1", "10.2.0.1"]);
     }
 
     #[test]
@@ -184,23 +165,19 @@ mod tests {
         let mut hops = NextHops::default();
         hops.track(on(3), egress("fe80::1", 3));
         hops.track(on(4), egress("fe80::1", 4));
-        let routes = Routes::default();
-        let change = || RouteChange {
+        let change = RouteChange {
             prefix: "10.200.2.0/24".parse().unwrap(),
             next_hops: [on(3), on(4)].into_iter().collect(),
+            backup: None,
             blackhole: false,
         };
-        let links = |hops: &NextHops| {
-            let got = routes.learned([change()], hops).next().unwrap().1;
-            got.map_or(Vec::new(), |route| route.links().collect())
-        };
-        assert_eq!(links(&hops), [3, 4]);
+        let wanted = Routes::default().learned([change]).next().unwrap().1.unwrap();
+        assert_eq!(wanted.mentions().map(|hop| hop.ifindex).collect::<Vec<_>>(), [3, 4]);
         let moved = hops.refresh(|hop| (hop.ifindex == 4).then(|| egress("fe80::1", 4)).flatten());
         assert_eq!(
             moved.iter().map(|m| (m.hop, m.state)).collect::<Vec<_>>(),
             [(on(3), NextHopState::Unreachable)]
         );
-        assert_eq!(links(&hops), [4]);
     }
 
     #[test]
@@ -212,9 +189,9 @@ mod tests {
         );
         assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
         let moved = hops.refresh(|_| egress("10.9.0.1", 7));
-        assert!(moved[0].rewrite);
+        assert_eq!((moved.len(), moved[0].egress), (1, egress("10.9.0.1", 7)));
         let moved = hops.refresh(|_| None);
-        assert_eq!((moved[0].state, moved[0].rewrite), (NextHopState::Unreachable, false));
+        assert_eq!((moved[0].state, moved[0].egress), (NextHopState::Unreachable, None));
         hops.untrack(ip("10.1.0.1"));
         assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
     }

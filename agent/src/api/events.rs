@@ -216,9 +216,7 @@ fn repairs_since(known: &mut u64, stats: &FibStats) -> Vec<Happening> {
         told.push(Happening::RepairsOmitted { count: new - remembered });
     }
     let latest = stats.recent_repairs.iter().skip(skip);
-    told.extend(
-        latest.map(|r| Happening::Repair { prefix: r.prefix.to_string(), cause: r.cause.to_string() }),
-    );
+    told.extend(latest.map(|r| Happening::Repair { prefix: r.what.clone(), cause: r.cause.to_string() }));
     told
 }
 
@@ -236,6 +234,7 @@ mod tests {
             .map(|i| RouteChange {
                 prefix: prefix(i),
                 next_hops: [hop].into_iter().collect(),
+                backup: None,
                 blackhole: false,
             })
             .collect()
@@ -300,8 +299,10 @@ mod tests {
     #[test]
     fn repairs_are_told_once_and_those_beyond_memory_are_counted() {
         let repair = |i: u8| Repair {
-            prefix: format!("10.0.{i}.0/24").parse().unwrap(),
+            what: format!("10.0.{i}.0/24"),
             cause: Cause::Removed { by: "ip".to_owned() },
+            at: Instant::now(),
+            took: Duration::ZERO,
         };
         let mut known = 5;
         let mut stats = FibStats { repairs: 5, ..FibStats::default() };

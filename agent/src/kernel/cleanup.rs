@@ -7,18 +7,13 @@
 use std::collections::BTreeSet;
 
 use super::Family;
-use super::fib::{KernelRoute, Ownership, PROTOCOL, RTM_GETROUTE, RTM_NEWROUTE};
+use super::fib::object::KernelObject;
+use super::fib::{KernelRoute, Ownership, PROTOCOL, RTM_GETROUTE, RTM_NEWROUTE, object};
 use super::ipset::Ipsets;
 use super::iptables::{self, Backend, IptablesError};
 use super::link::Links;
-use super::netlink::{Attrs, Batch, NLM_F_DUMP, Netlink, NetlinkError, u32_at};
+use super::netlink::{Batch, NLM_F_DUMP, Netlink, NetlinkError};
 
-const RTM_NEWNEXTHOP: u16 = 104;
-const RTM_DELNEXTHOP: u16 = 105;
-const RTM_GETNEXTHOP: u16 = 106;
-const NHA_ID: u16 = 1;
-/// struct nhmsg: family, scope, protocol, reserved, flags.
-const NHMSG: usize = 8;
 /// The name of a host veth is the prefix and this many hexadecimal digits.
 const LINK_DIGITS: usize = 11;
 /// How our sets begin.
@@ -183,15 +178,14 @@ fn remove_routes(socket: &mut Netlink, family: Family) -> Result<Vec<Removal>, N
 fn remove_next_hops(socket: &mut Netlink) -> Result<Vec<Removal>, NetlinkError> {
     let mut found = BTreeSet::new();
     let mut request = Batch::new();
-    request.message(RTM_GETNEXTHOP, NLM_F_DUMP, |m| m.fixed(&[0; NHMSG]));
+    object::dump(&mut request);
     let read = socket.dump(
         &mut request,
         || "reading next hops".to_owned(),
         |kind, payload| {
-            if kind == RTM_NEWNEXTHOP && payload.get(2) == Some(&PROTOCOL) {
-                let attributes = Attrs::new(payload.get(NHMSG..).unwrap_or_default());
-                let ids = attributes.filter(|(kind, _)| *kind == NHA_ID);
-                found.extend(ids.filter_map(|(_, id)| u32_at(id, 0)));
+            if kind == object::RTM_NEWNEXTHOP {
+                let object = KernelObject::parse(payload).filter(|object| object.protocol == PROTOCOL);
+                found.extend(object.map(|object| object.id));
             }
         },
     );
@@ -205,10 +199,7 @@ fn remove_next_hops(socket: &mut Netlink) -> Result<Vec<Removal>, NetlinkError> 
     // Groups were made after their members.
     let remove = |id: u32| {
         let mut batch = Batch::new();
-        batch.message(RTM_DELNEXTHOP, 0, |m| {
-            m.fixed(&[0; NHMSG]);
-            m.attr(NHA_ID, &id.to_ne_bytes());
-        });
+        object::delete(&mut batch, id);
         let removed = socket.request(&mut batch, || format!("deleting next hop {id}"));
         removed.map(|()| format!("next hop {id}")).map_err(|e| e.to_string())
     };

@@ -5,16 +5,22 @@
 //! not know why a route is wanted.
 //!
 //! ```text
-//! set() -> Table { desired, actual, queues } -> batch -> rtnetlink
-//!             ^ answers, notifications, dumps <------------+
+//! set()     --> Table { books, queue ----------> batches --> rtnetlink
+//! resolve() -->         next hops, sets, objects }  ^            |
+//!                         ^ answers, notifications, dumps <------+
 //! ```
 //!
-//! A route is ours by its protocol number, its metric and its table together; nothing else is ever replaced or deleted:
+//! Routes name next hops; where those lead is said apart. In the kernel a next hop is an object, and so is a set of them,
+//! so that news of one costs a message or two, whether ten routes lead there or a million.
+//!
+//! An object is ours by its number and its protocol number. A route is ours by its protocol number, its metric and its table together; nothing else is ever replaced or deleted:
 //! new routes are created exclusively, deletions name the protocol, and a replacement happens only where we know that
 //! the route is ours. Routes stay in the kernel when the writer ends (fail static).
 
-mod intern;
+mod books;
 mod message;
+mod nexthops;
+pub(crate) mod object;
 mod queue;
 mod route;
 mod table;
@@ -29,10 +35,10 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
-#[cfg(test)]
-pub(crate) use message::KernelHop;
-pub(crate) use message::{KernelRoute, Ownership, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address};
-pub use route::{NextHop, NextHops, Route};
+pub(crate) use message::{
+    KernelHop, KernelRoute, Ownership, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address,
+};
+pub use route::{Neighbor, NextHop, NextHops, Route};
 use table::Table;
 
 use super::Family;
@@ -59,11 +65,13 @@ pub struct FibConfig {
     pub metric: u32,
     /// Routing table number.
     pub table: u32,
+    /// Nexthop objects where the kernel has them; without, each route names its neighbours itself.
+    pub objects: bool,
 }
 
 impl Default for FibConfig {
     fn default() -> Self {
-        Self { protocol: PROTOCOL, metric: METRIC, table: TABLE_MAIN }
+        Self { protocol: PROTOCOL, metric: METRIC, table: TABLE_MAIN, objects: true }
     }
 }
 
@@ -130,13 +138,17 @@ impl std::fmt::Display for Cause {
     }
 }
 
-/// A route that was put back.
+/// A route or a nexthop object that was put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
-    /// Which.
-    pub prefix: IpNetwork,
+    /// The prefix, or the object in words.
+    pub what: String,
     /// Why it was needed.
     pub cause: Cause,
+    /// When it was noticed.
+    pub at: Instant,
+    /// How long it was missing after that.
+    pub took: Duration,
 }
 
 /// Counters and gauges of the writer.
@@ -144,9 +156,11 @@ pub struct Repair {
 pub struct FibStats {
     /// Routes in the kernel as asked for: IPv4, IPv6 (index by [`Family`] `as usize`).
     pub installed: [usize; 2],
+    /// Nexthop objects of ours in the kernel; `None`: this kernel has none, routes name their neighbours themselves.
+    pub objects: Option<usize>,
     /// Differences not yet written.
     pub queued: usize,
-    /// Refused and waiting for their next try.
+    /// Refused and waiting for their next try, or without a next hop that resolves.
     pub missing: usize,
     /// Routes added or replaced since the start.
     pub written: u64,
@@ -260,6 +274,17 @@ impl FibHandle {
         }
     }
 
+    /// Says where packets for a next hop leave; `None`: nowhere. All routes that name it follow at once: it is one message
+    /// to the kernel, and one for each distinct set of next hops that it is in.
+    pub fn resolve(&self, hop: NextHop, neighbor: Option<Neighbor>) {
+        self.tell(|books| books.table.resolve(hop, neighbor));
+    }
+
+    /// The next hop is not resolved any more by anybody. One that names its link stands for itself again.
+    pub fn forget(&self, hop: NextHop) {
+        self.tell(|books| books.table.forget(hop));
+    }
+
     /// Deletes what a predecessor left in this family and nobody has asked for since. Only after the source is in sync
     /// and all peers have said what they have to say.
     pub fn sweep(&self, family: Family) {
@@ -284,7 +309,7 @@ impl FibHandle {
 
     /// What became of a prefix.
     pub fn state(&self, prefix: IpNetwork) -> RouteState {
-        self.0.shared.lock().table.state(prefix)
+        self.0.shared.lock().table.state(prefix, Instant::now())
     }
 
     /// Whether there are routes of a predecessor that nobody has asked for yet.

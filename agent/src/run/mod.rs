@@ -191,14 +191,23 @@ impl Loop {
             net::Event::Routes(changes) => {
                 self.api.events.routes(Instant::now(), &changes);
                 if let Some(fib) = &self.fib {
-                    fib.set(self.routes.learned(changes, &self.next_hops));
+                    fib.set(self.routes.learned(changes));
                 }
             }
             net::Event::TrackNextHop(hop) => {
-                let state = self.next_hops.track(hop, routes::egress(&self.links, hop));
+                let egress = routes::egress(&self.links, hop);
+                let state = self.next_hops.track(hop, egress);
+                if let Some(fib) = &self.fib {
+                    fib.resolve(hop.into(), egress.map(Into::into));
+                }
                 self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, hop, state));
             }
-            net::Event::UntrackNextHop(hop) => self.next_hops.untrack(hop),
+            net::Event::UntrackNextHop(hop) => {
+                self.next_hops.untrack(hop);
+                if let Some(fib) = &self.fib {
+                    fib.forget(hop.into());
+                }
+            }
             net::Event::RestartComplete(family) => {
                 tracing::info!(%family, "graceful restart is over, stale routes go");
                 if let Some(fib) = &self.fib {
@@ -225,15 +234,12 @@ impl Loop {
         let links = self.links.clone();
         for moved in self.next_hops.refresh(|hop| routes::egress(&links, hop)) {
             tracing::info!(next_hop = %moved.hop.gateway, state = ?moved.state, "next hop changed");
-            let reachable = moved.state != NextHopState::Unreachable;
-            self.api.events.next_hop(moved.hop.gateway, reachable);
-            self.tell_speaker(move |speaker, now| {
-                if moved.rewrite {
-                    // As reachable as before, but elsewhere: the speaker names its routes again only if it was gone.
-                    speaker.set_next_hop(now, moved.hop, NextHopState::Unreachable);
-                }
-                speaker.set_next_hop(now, moved.hop, moved.state);
-            });
+            // The kernel first: all routes that lead there turn at once, whatever the speaker makes of it.
+            if let Some(fib) = &self.fib {
+                fib.resolve(moved.hop.into(), moved.egress.map(Into::into));
+            }
+            self.api.events.next_hop(moved.hop.gateway, moved.state != NextHopState::Unreachable);
+            self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, moved.hop, moved.state));
         }
         if let Some(bgp) = &self.bgp {
             bgp.refresh_endpoints();

@@ -67,9 +67,9 @@ pub enum Happening {
         /// There is a way.
         reachable: bool,
     },
-    /// A kernel route of ours that somebody else removed or changed was put back.
+    /// A kernel route or nexthop object of ours that somebody else removed or changed was put back.
     Repair {
-        /// The prefix.
+        /// The prefix; of an object, which it is and what it is for.
         prefix: String,
         /// Who or what had taken it.
         cause: String,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use manx_agent::kernel::Family;
-use manx_agent::kernel::fib::{Fib, FibConfig, FibHandle, NextHop, Route, RouteState};
+use manx_agent::kernel::fib::{Fib, FibConfig, FibHandle, Neighbor, NextHop, Route, RouteState};
+use manx_agent::kernel::sysctl;
 
 use crate::netns::{PATIENCE, RouteMonitor, eventually, ifindex, ip, ip_json, with_two_links, within};
 
@@ -14,6 +15,13 @@ const REPAIRED_WITHIN: Duration = Duration::from_secs(1);
 
 fn spawn() -> FibHandle {
     let fib = Fib::spawn(FibConfig::default()).unwrap();
+    settled(&fib);
+    fib
+}
+
+/// As on a kernel before 5.3: each route names its neighbours itself.
+fn spawn_plain() -> FibHandle {
+    let fib = Fib::spawn(FibConfig { objects: false, ..FibConfig::default() }).unwrap();
     settled(&fib);
     fib
 }
@@ -81,89 +89,96 @@ fn missing(fib: &FibHandle, prefix: &str) -> Option<String> {
 
 #[test]
 fn routes_of_every_kind_are_written_with_our_protocol_and_metric() {
-    with_two_links(|| {
-        let fib = spawn();
-        fib.set([
-            (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
-            (net("10.2.0.0/24"), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
-            (net("10.3.0.0/24"), Some(Route::Blackhole)),
-            (net("10.4.0.0/24"), Some(via(&[("fe80::77", "v0")]))),
-            (net("2001:db8:1::/64"), Some(via(&[("2001:db8:0:1::2", "v0")]))),
-            (net("2001:db8:2::/64"), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
-            (net("2001:db8:3::/64"), Some(Route::Blackhole)),
-        ]);
-        settled(&fib);
-        let v4 = [
-            ("10.1.0.0/24", "192.0.2.2@v0 metric 77"),
-            ("10.2.0.0/24", "192.0.2.2@v0 198.51.100.2@v1 metric 77"),
-            ("10.3.0.0/24", "blackhole metric 77"),
-            ("10.4.0.0/24", "fe80::77@v0 metric 77"),
-        ];
-        let v6 = [
-            ("2001:db8:1::/64", "2001:db8:0:1::2@v0 metric 77"),
-            ("2001:db8:2::/64", "fe80::2@v0 fe80::2@v1 metric 77"),
-            ("2001:db8:3::/64", "blackhole metric 77"),
-        ];
-        let expected = |routes: &[(&str, &str)]| -> BTreeMap<String, String> {
-            routes.iter().map(|(prefix, route)| ((*prefix).to_owned(), (*route).to_owned())).collect()
-        };
-        assert_eq!(ours(Family::Ipv4), expected(&v4));
-        assert_eq!(ours(Family::Ipv6), expected(&v6));
-        let stats = fib.stats();
-        assert_eq!((stats.installed(Family::Ipv4), stats.installed(Family::Ipv6)), (4, 3));
-        assert_eq!((stats.queued, stats.missing, stats.refusals), (0, 0, 0), "{stats:?}");
-        assert_eq!(fib.state(net("10.1.0.0/24")), RouteState::Installed);
-        assert_eq!(fib.state(net("10.99.0.0/24")), RouteState::Unknown);
-    });
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let fib = spawn();
+            fib.set([
+                (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
+                (net("10.2.0.0/24"), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
+                (net("10.3.0.0/24"), Some(Route::Blackhole)),
+                (net("10.4.0.0/24"), Some(via(&[("fe80::77", "v0")]))),
+                (net("2001:db8:1::/64"), Some(via(&[("2001:db8:0:1::2", "v0")]))),
+                (net("2001:db8:2::/64"), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
+                (net("2001:db8:3::/64"), Some(Route::Blackhole)),
+            ]);
+            settled(&fib);
+            let v4 = [
+                ("10.1.0.0/24", "192.0.2.2@v0 metric 77"),
+                ("10.2.0.0/24", "192.0.2.2@v0 198.51.100.2@v1 metric 77"),
+                ("10.3.0.0/24", "blackhole metric 77"),
+                ("10.4.0.0/24", "fe80::77@v0 metric 77"),
+            ];
+            let v6 = [
+                ("2001:db8:1::/64", "2001:db8:0:1::2@v0 metric 77"),
+                ("2001:db8:2::/64", "fe80::2@v0 fe80::2@v1 metric 77"),
+                ("2001:db8:3::/64", "blackhole metric 77"),
+            ];
+            let expected = |routes: &[(&str, &str)]| -> BTreeMap<String, String> {
+                routes.iter().map(|(prefix, route)| ((*prefix).to_owned(), (*route).to_owned())).collect()
+            };
+            assert_eq!(ours(Family::Ipv4), expected(&v4));
+            assert_eq!(ours(Family::Ipv6), expected(&v6));
+            let stats = fib.stats();
+            assert_eq!((stats.installed(Family::Ipv4), stats.installed(Family::Ipv6)), (4, 3));
+            assert_eq!((stats.queued, stats.missing, stats.refusals), (0, 0, 0), "{stats:?}");
+            assert_eq!(fib.state(net("10.1.0.0/24")), RouteState::Installed);
+            assert_eq!(fib.state(net("10.99.0.0/24")), RouteState::Unknown);
+        });
+    }
 }
 
 /// Make before break: a third party that listens hears of replacements only.
 #[test]
 fn a_change_of_next_hops_is_never_a_deletion() {
-    with_two_links(|| {
-        let fib = spawn();
-        let v4 = |n: u32| match n {
-            0 => via(&[("192.0.2.2", "v0")]),
-            1 => via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]),
-            2 => via(&[("198.51.100.2", "v1")]),
-            3 => via(&[("192.0.2.3", "v0"), ("198.51.100.3", "v1"), ("192.0.2.4", "v0")]),
-            _ => Route::Blackhole,
-        };
-        let v6 = |n: u32| match n {
-            0 => via(&[("2001:db8:0:1::2", "v0")]),
-            1 => via(&[("fe80::2", "v0"), ("2001:db8:0:2::2", "v1")]),
-            2 => via(&[("fe80::2", "v1")]),
-            3 => via(&[("fe80::3", "v0"), ("fe80::3", "v1"), ("fe80::4", "v1")]),
-            _ => Route::Blackhole,
-        };
-        fib.set([(net("10.1.0.0/24"), Some(v4(0))), (net("2001:db8:1::/64"), Some(v6(0)))]);
-        settled(&fib);
-        let monitor = RouteMonitor::start();
-        for n in [1, 2, 3, 4, 1, 3, 0, 4, 2, 3, 1] {
-            fib.set([(net("10.1.0.0/24"), Some(v4(n))), (net("2001:db8:1::/64"), Some(v6(n)))]);
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let fib = spawn();
+            let v4 = |n: u32| match n {
+                0 => via(&[("192.0.2.2", "v0")]),
+                1 => via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]),
+                2 => via(&[("198.51.100.2", "v1")]),
+                3 => via(&[("192.0.2.3", "v0"), ("198.51.100.3", "v1"), ("192.0.2.4", "v0")]),
+                _ => Route::Blackhole,
+            };
+            let v6 = |n: u32| match n {
+                0 => via(&[("2001:db8:0:1::2", "v0")]),
+                1 => via(&[("fe80::2", "v0"), ("2001:db8:0:2::2", "v1")]),
+                2 => via(&[("fe80::2", "v1")]),
+                3 => via(&[("fe80::3", "v0"), ("fe80::3", "v1"), ("fe80::4", "v1")]),
+                _ => Route::Blackhole,
+            };
+            fib.set([(net("10.1.0.0/24"), Some(v4(0))), (net("2001:db8:1::/64"), Some(v6(0)))]);
             settled(&fib);
-            for (family, prefix, route) in
-                [(Family::Ipv4, "10.1.0.0/24", v4(n)), (Family::Ipv6, "2001:db8:1::/64", v6(n))]
-            {
-                let found = one(family, prefix);
-                match &route {
-                    Route::Blackhole => assert_eq!(found, "blackhole metric 77"),
-                    Route::Unicast(hops) => {
-                        let said: Vec<_> = found.split(' ').filter(|hop| hop.contains('@')).collect();
-                        assert_eq!(said.len(), hops.len(), "step {n}: {found}");
-                        for hop in hops.iter() {
-                            let link = if hop.ifindex == ifindex("v0") { "v0" } else { "v1" };
-                            assert!(said.contains(&&*format!("{}@{link}", hop.gateway)), "step {n}: {found}");
+            let monitor = RouteMonitor::start();
+            for n in [1, 2, 3, 4, 1, 3, 0, 4, 2, 3, 1] {
+                fib.set([(net("10.1.0.0/24"), Some(v4(n))), (net("2001:db8:1::/64"), Some(v6(n)))]);
+                settled(&fib);
+                for (family, prefix, route) in
+                    [(Family::Ipv4, "10.1.0.0/24", v4(n)), (Family::Ipv6, "2001:db8:1::/64", v6(n))]
+                {
+                    let found = one(family, prefix);
+                    match &route {
+                        Route::Blackhole => assert_eq!(found, "blackhole metric 77"),
+                        Route::Unicast { hops, .. } => {
+                            let said: Vec<_> = found.split(' ').filter(|hop| hop.contains('@')).collect();
+                            assert_eq!(said.len(), hops.len(), "step {n}: {found}");
+                            for hop in hops.iter() {
+                                let link = if hop.ifindex == ifindex("v0") { "v0" } else { "v1" };
+                                assert!(
+                                    said.contains(&&*format!("{}@{link}", hop.gateway)),
+                                    "step {n}: {found}"
+                                );
+                            }
                         }
                     }
                 }
             }
-        }
-        let heard = monitor.heard();
-        assert!(heard.len() >= 22, "{heard:?}");
-        let deletions: Vec<_> = heard.iter().filter(|line| line.starts_with("Deleted")).collect();
-        assert!(deletions.is_empty(), "{deletions:?}");
-    });
+            let heard = monitor.heard();
+            assert!(heard.len() >= 22, "{heard:?}");
+            let deletions: Vec<_> = heard.iter().filter(|line| line.starts_with("Deleted")).collect();
+            assert!(deletions.is_empty(), "{deletions:?}");
+        });
+    }
 }
 
 /// Trap 2: a replacement at the same metric would clobber another owner's route.
@@ -253,7 +268,7 @@ fn a_route_that_somebody_removed_is_back_within_a_second_counted_and_named() {
         within(REPAIRED_WITHIN, "IPv6 is back", || one(Family::Ipv6, v6) == whole);
         eventually("both are counted", || fib.stats().repairs == 2);
         let stats = fib.stats();
-        let repaired: Vec<_> = stats.recent_repairs.iter().map(|repair| repair.prefix.to_string()).collect();
+        let repaired: Vec<_> = stats.recent_repairs.iter().map(|repair| repair.what.clone()).collect();
         assert_eq!(repaired, [v4, v6]);
         let cause = stats.recent_repairs[0].cause.to_string();
         assert!(cause.starts_with("removed by process "), "{cause}");
@@ -286,99 +301,108 @@ fn a_route_that_somebody_changed_is_put_right() {
 /// Trap 1: the kernel deletes IPv4 routes of a link that goes down without a word.
 #[test]
 fn routes_that_a_link_took_along_return_with_it() {
-    with_two_links(|| {
-        let fib = spawn();
-        fib.set([
-            (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
-            (net("10.2.0.0/24"), Some(via(&[("198.51.100.2", "v1")]))),
-            (net("2001:db8:1::/64"), Some(via(&[("fe80::2", "v0")]))),
-        ]);
-        settled(&fib);
-        ip("link set v0 down");
-        eventually("it is noticed", || missing(&fib, "10.1.0.0/24").is_some());
-        eventually("IPv6 too", || missing(&fib, "2001:db8:1::/64").is_some());
-        assert_eq!(fib.state(net("10.2.0.0/24")), RouteState::Installed);
-        assert_eq!(ours(Family::Ipv4).len(), 1);
-        assert_eq!(fib.stats().installed(Family::Ipv4), 1);
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let fib = spawn();
+            fib.set([
+                (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
+                (net("10.2.0.0/24"), Some(via(&[("198.51.100.2", "v1")]))),
+                (net("2001:db8:1::/64"), Some(via(&[("fe80::2", "v0")]))),
+            ]);
+            settled(&fib);
+            ip("link set v0 down");
+            eventually("it is noticed", || missing(&fib, "10.1.0.0/24").is_some());
+            eventually("IPv6 too", || missing(&fib, "2001:db8:1::/64").is_some());
+            assert_eq!(fib.state(net("10.2.0.0/24")), RouteState::Installed);
+            assert_eq!(ours(Family::Ipv4).len(), 1);
+            assert_eq!(fib.stats().installed(Family::Ipv4), 1);
 
-        ip("link set v0 up");
-        within(REPAIRED_WITHIN, "IPv4 returns", || {
-            one(Family::Ipv4, "10.1.0.0/24") == "192.0.2.2@v0 metric 77"
+            ip("link set v0 up");
+            within(REPAIRED_WITHIN, "IPv4 returns", || {
+                one(Family::Ipv4, "10.1.0.0/24") == "192.0.2.2@v0 metric 77"
+            });
+            eventually("IPv6 returns", || one(Family::Ipv6, "2001:db8:1::/64") == "fe80::2@v0 metric 77");
+            eventually("all installed", || fib.stats().installed == [2, 1]);
+            assert_eq!(fib.stats().repairs, 0, "nobody but the kernel did it");
         });
-        eventually("IPv6 returns", || one(Family::Ipv6, "2001:db8:1::/64") == "fe80::2@v0 metric 77");
-        eventually("all installed", || fib.stats().installed == [2, 1]);
-        assert_eq!(fib.stats().repairs, 0, "nobody but the kernel did it");
-    });
+    }
 }
 
 /// A multipath route stays when one of its links goes; what the kernel made of it is not taken for a change.
 #[test]
 fn a_multipath_route_outlives_one_of_its_links() {
-    with_two_links(|| {
-        let fib = spawn();
-        let (v4, v6) = ("10.1.0.0/24", "2001:db8:1::/64");
-        fib.set([
-            (net(v4), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
-            (net(v6), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
-        ]);
-        settled(&fib);
-        ip("link set v0 down");
-        let before = fib.stats().resyncs;
-        eventually("the tables are read again", || fib.stats().resyncs >= before + 2);
-        for (flag, prefix) in [("-4", v4), ("-6", v6)] {
-            let shown = ip(&format!("{flag} route show {prefix} proto 77"));
-            assert!(shown.contains("dev v1"), "{shown}");
-        }
-        ip("link set v0 up");
-        eventually("whole again", || {
-            one(Family::Ipv4, v4) == "192.0.2.2@v0 198.51.100.2@v1 metric 77"
-                && one(Family::Ipv6, v6) == "fe80::2@v0 fe80::2@v1 metric 77"
-                && !ip("route show proto 77").contains("dead")
-                && fib.state(net(v4)) == RouteState::Installed
-                && fib.state(net(v6)) == RouteState::Installed
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let fib = spawn();
+            let (v4, v6) = ("10.1.0.0/24", "2001:db8:1::/64");
+            fib.set([
+                (net(v4), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
+                (net(v6), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
+            ]);
+            settled(&fib);
+            ip("link set v0 down");
+            let before = fib.stats().resyncs;
+            eventually("the tables are read again", || fib.stats().resyncs >= before + 2);
+            for (flag, prefix) in [("-4", v4), ("-6", v6)] {
+                let shown = ip(&format!("{flag} route show {prefix} proto 77"));
+                assert!(shown.contains("dev v1"), "{shown}");
+            }
+            ip("link set v0 up");
+            eventually("whole again", || {
+                one(Family::Ipv4, v4) == "192.0.2.2@v0 198.51.100.2@v1 metric 77"
+                    && one(Family::Ipv6, v6) == "fe80::2@v0 fe80::2@v1 metric 77"
+                    && !ip("route show proto 77").contains("dead")
+                    && fib.state(net(v4)) == RouteState::Installed
+                    && fib.state(net(v6)) == RouteState::Installed
+            });
         });
-    });
+    }
 }
 
 /// Trap 4 and promise 2: a fresh process recognises its predecessor's work.
 #[test]
 fn a_successor_rewrites_nothing_that_is_right_and_sweeps_only_when_told() {
-    with_two_links(|| {
-        let right: Vec<(IpNetwork, Option<Route>)> = vec![
-            (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
-            (net("10.3.0.0/24"), Some(Route::Blackhole)),
-            (net("10.5.0.0/24"), Some(via(&[("fe80::2", "v0")]))),
-            (net("2001:db8:1::/64"), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
-            (net("2001:db8:3::/64"), Some(Route::Blackhole)),
-        ];
-        {
-            let first = spawn();
-            first.set(right.clone());
-            first.set([
-                (net("10.66.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
-                (net("2001:db8:66::/64"), Some(via(&[("fe80::2", "v0")]))),
-            ]);
-            settled(&first);
-        }
-        assert_eq!(ours(Family::Ipv4).len(), 4, "routes stay when the writer ends");
-        let monitor = RouteMonitor::start();
-        let second = spawn();
-        assert_eq!(second.state(net("10.66.0.0/24")), RouteState::Inherited);
-        second.set(right);
-        settled(&second);
-        assert_eq!(monitor.heard(), Vec::<String>::new());
-        assert_eq!(second.stats().written, 0);
-        assert_eq!(second.stats().installed, [3, 2]);
-        second.sweep(Family::Ipv4);
-        settled(&second);
-        let heard = monitor.heard();
-        assert_eq!(heard.len(), 1, "{heard:?}");
-        assert!(heard[0].starts_with("Deleted 10.66.0.0/24"), "{heard:?}");
-        assert!(!one(Family::Ipv6, "2001:db8:66::/64").is_empty(), "the other family is not swept with it");
-        second.sweep(Family::Ipv6);
-        settled(&second);
-        assert_eq!(one(Family::Ipv6, "2001:db8:66::/64"), "");
-    });
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let right: Vec<(IpNetwork, Option<Route>)> = vec![
+                (net("10.1.0.0/24"), Some(via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]))),
+                (net("10.3.0.0/24"), Some(Route::Blackhole)),
+                (net("10.5.0.0/24"), Some(via(&[("fe80::2", "v0")]))),
+                (net("2001:db8:1::/64"), Some(via(&[("fe80::2", "v0"), ("fe80::2", "v1")]))),
+                (net("2001:db8:3::/64"), Some(Route::Blackhole)),
+            ];
+            {
+                let first = spawn();
+                first.set(right.clone());
+                first.set([
+                    (net("10.66.0.0/24"), Some(via(&[("192.0.2.2", "v0")]))),
+                    (net("2001:db8:66::/64"), Some(via(&[("fe80::2", "v0")]))),
+                ]);
+                settled(&first);
+            }
+            assert_eq!(ours(Family::Ipv4).len(), 4, "routes stay when the writer ends");
+            let monitor = RouteMonitor::start();
+            let second = spawn();
+            assert_eq!(second.state(net("10.66.0.0/24")), RouteState::Inherited);
+            second.set(right);
+            settled(&second);
+            assert_eq!(monitor.heard(), Vec::<String>::new());
+            assert_eq!(second.stats().written, 0);
+            assert_eq!(second.stats().installed, [3, 2]);
+            second.sweep(Family::Ipv4);
+            settled(&second);
+            let heard = monitor.heard();
+            assert_eq!(heard.len(), 1, "{heard:?}");
+            assert!(heard[0].starts_with("Deleted 10.66.0.0/24"), "{heard:?}");
+            assert!(
+                !one(Family::Ipv6, "2001:db8:66::/64").is_empty(),
+                "the other family is not swept with it"
+            );
+            second.sweep(Family::Ipv6);
+            settled(&second);
+            assert_eq!(one(Family::Ipv6, "2001:db8:66::/64"), "");
+        });
+    }
 }
 
 #[test]
@@ -471,4 +495,266 @@ fn a_stranger_under_our_name_is_swept_after_the_sweep_and_kept_before_it() {
         ip("route add 10.2.0.0/24 via 192.0.2.2 proto 77 metric 77");
         within(REPAIRED_WITHIN, "it goes at once", || ours(Family::Ipv4).is_empty());
     });
+}
+
+/// The objects of `ip nexthop`, as id to what they do; ids without the part that is the same for all.
+fn objects() -> BTreeMap<u32, String> {
+    let words = |object: &serde_json::Value| match object["group"].as_array() {
+        Some(members) => {
+            members.iter().map(|m| format!("{}", m["id"].as_u64().unwrap())).collect::<Vec<_>>().join("/")
+        }
+        None => format!("{}@{}", object["gateway"].as_str().unwrap(), object["dev"].as_str().unwrap()),
+    };
+    let shown = ip_json("nexthop show proto 77");
+    shown.iter().map(|o| (u32::try_from(o["id"].as_u64().unwrap()).unwrap(), words(o))).collect()
+}
+
+fn far(last: u8) -> NextHop {
+    NextHop { gateway: [10, 99, 0, last].into(), ifindex: 0 }
+}
+
+fn at(gateway: &str, link: &str) -> Option<Neighbor> {
+    Some(Neighbor { gateway: gateway.parse().unwrap(), ifindex: ifindex(link), onlink: false })
+}
+
+fn prefixes(count: u32) -> impl Iterator<Item = IpNetwork> {
+    (0..count).map(|i| IpNetwork::new((0x1400_0000 + (i << 8)).to_be_bytes().into(), 24).unwrap())
+}
+
+#[test]
+fn one_object_a_next_hop_and_a_group_for_several_as_long_as_routes_need_them() {
+    with_two_links(|| {
+        ip("nexthop add id 7 via 192.0.2.7 dev v0");
+        let fib = spawn();
+        let (a, b) = (via(&[("192.0.2.2", "v0")]), via(&[("192.0.2.2", "v0"), ("fe80::2", "v1")]));
+        fib.set(prefixes(100).map(|p| (p, Some(a.clone()))));
+        fib.set(prefixes(200).skip(100).map(|p| (p, Some(b.clone()))));
+        settled(&fib);
+        let found = objects();
+        let first = 0x4d00_0000;
+        assert_eq!(found.keys().min(), Some(&first));
+        let singles: Vec<_> = found.values().filter(|o| o.contains('@')).cloned().collect();
+        assert_eq!((singles.len(), found.len()), (2, 3), "{found:?}");
+        assert!(singles.contains(&"192.0.2.2@v0".to_owned()) && singles.contains(&"fe80::2@v1".to_owned()));
+        assert_eq!(fib.stats().objects, Some(3));
+        // An IPv6 route shares what it can use.
+        set(&fib, "2001:db8:1::/64", Some(via(&[("fe80::2", "v1")])));
+        assert_eq!(objects().len(), 3);
+        fib.set(prefixes(200).map(|p| (p, None)));
+        settled(&fib);
+        assert_eq!(objects().into_values().collect::<Vec<_>>(), ["fe80::2@v1"]);
+        fib.flush_all();
+        settled(&fib);
+        assert_eq!(objects(), BTreeMap::new());
+        assert!(ip("nexthop show id 7").contains("192.0.2.7"), "another owner's is left alone");
+    });
+}
+
+/// Trap 29: the kernel flushes objects with their link, and routes with them, and says nothing of IPv4.
+#[test]
+fn objects_that_a_lost_carrier_took_along_return_with_their_routes() {
+    for compat in ["0", "1"] {
+        with_two_links(move || {
+            sysctl::write("net.ipv4.nexthop_compat_mode", compat).unwrap();
+            let fib = spawn();
+            let (single, both) =
+                (via(&[("192.0.2.2", "v0")]), via(&[("192.0.2.2", "v0"), ("198.51.100.2", "v1")]));
+            fib.set(prefixes(50).map(|p| (p, Some(single.clone()))));
+            fib.set([
+                (net("10.1.0.0/24"), Some(both)),
+                (net("2001:db8:1::/64"), Some(via(&[("fe80::2", "v0")]))),
+            ]);
+            settled(&fib);
+            let before = objects();
+            ip("link set p0 down");
+            eventually("it is noticed", || missing(&fib, "20.0.0.0/24").is_some());
+            let reason = missing(&fib, "20.0.0.0/24").unwrap();
+            assert!(reason.contains("next hop 192.0.2.2"), "{reason}");
+            assert_eq!(fib.state(net("10.1.0.0/24")), RouteState::Installed);
+            ip("link set p0 up");
+            within(REPAIRED_WITHIN, "all are back", || fib.stats().installed == [51, 1]);
+            assert_eq!(ip_json("route show proto 77").len(), 51);
+            eventually("the group is whole", || objects() == before);
+            assert_eq!(fib.stats().repairs, 0, "nobody but the kernel did it");
+        });
+    }
+}
+
+/// A next hop that moves or dies is news of one object, not of its routes.
+#[test]
+fn a_next_hop_that_moves_or_dies_is_no_change_of_routes() {
+    with_two_links(|| {
+        sysctl::write("net.ipv4.nexthop_compat_mode", "0").unwrap();
+        let fib = spawn();
+        fib.resolve(far(1), at("192.0.2.2", "v0"));
+        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        let single = Route::via([far(1)]).unwrap();
+        fib.set([
+            (net("10.1.0.0/24"), Some(single.clone())),
+            (net("10.2.0.0/24"), Route::via([far(1), far(2)])),
+            (net("10.3.0.0/24"), Some(single.with_backup(Some(far(2))))),
+        ]);
+        settled(&fib);
+        let leads = |to: &str| {
+            let found = ip(&format!("route get {to}"));
+            found.split_whitespace().skip_while(|w| *w != "via").nth(1).unwrap_or_default().to_owned()
+        };
+        assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.2", "192.0.2.2"]);
+        let written = fib.stats().written;
+        fib.resolve(far(1), at("192.0.2.77", "v0"));
+        settled(&fib);
+        assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.77", "192.0.2.77"]);
+        fib.resolve(far(1), None);
+        settled(&fib);
+        assert_eq!([leads("10.2.0.1"), leads("10.3.0.1")], ["198.51.100.2", "198.51.100.2"]);
+        fib.resolve(far(1), at("192.0.2.2", "v0"));
+        settled(&fib);
+        assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.2", "192.0.2.2"]);
+        assert_eq!(fib.stats().written, written, "no route was written again");
+    });
+}
+
+/// The same where the kernel has no objects: the routes are written again.
+#[test]
+fn without_objects_routes_follow_their_next_hops_one_by_one() {
+    with_two_links(|| {
+        let fib = spawn_plain();
+        assert_eq!(fib.stats().objects, None);
+        fib.set([
+            (net("10.1.0.0/24"), Route::via([far(1)])),
+            (net("10.2.0.0/24"), Route::via([far(1), far(2)])),
+        ]);
+        settled(&fib);
+        assert!(missing(&fib, "10.1.0.0/24").unwrap().contains("10.99.0.1 does not resolve"));
+        fib.resolve(far(1), at("192.0.2.2", "v0"));
+        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        settled(&fib);
+        assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "192.0.2.2@v0 metric 77");
+        assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "192.0.2.2@v0 198.51.100.2@v1 metric 77");
+        fib.resolve(far(1), None);
+        settled(&fib);
+        assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "198.51.100.2@v1 metric 77");
+        assert_eq!(objects(), BTreeMap::new());
+    });
+}
+
+/// The goal is 10 ms under 300,000 routes with net.ipv4.nexthop_compat_mode=0 on a quiet machine.
+#[test]
+fn a_failed_next_hop_under_many_routes_is_replaced_at_once() {
+    with_two_links(|| {
+        const N: u32 = 50_000;
+        sysctl::write("net.ipv4.nexthop_compat_mode", "0").unwrap();
+        let fib = spawn();
+        fib.resolve(far(1), at("192.0.2.2", "v0"));
+        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        let both = Route::via([far(1), far(2)]).unwrap();
+        let backed = Route::via([far(1)]).unwrap().with_backup(Some(far(2)));
+        fib.set(
+            prefixes(N).enumerate().map(|(i, p)| (p, Some(if i % 2 == 0 { &both } else { &backed }.clone()))),
+        );
+        settled(&fib);
+        let start = std::time::Instant::now();
+        fib.resolve(far(1), None);
+        settled(&fib);
+        let took = start.elapsed();
+        println!("a failed next hop under {N} routes: {took:?}");
+        for to in ["20.0.0.1", "20.0.1.1"] {
+            assert!(ip(&format!("route get {to}")).contains("via 198.51.100.2"));
+        }
+        assert!(took < Duration::from_millis(200), "{took:?}");
+    });
+}
+
+#[test]
+fn an_object_that_somebody_deleted_or_changed_is_back_within_a_second_counted_and_named() {
+    with_two_links(|| {
+        let fib = spawn();
+        let route = via(&[("192.0.2.2", "v0")]);
+        fib.set(prefixes(1000).map(|p| (p, Some(route.clone()))));
+        settled(&fib);
+        let id = 0x4d00_0000;
+        ip(&format!("nexthop del id {id}"));
+        within(REPAIRED_WITHIN, "all routes are back", || ip_json("route show proto 77").len() == 1000);
+        ip(&format!("nexthop replace id {id} via 192.0.2.9 dev v0 proto 77"));
+        within(REPAIRED_WITHIN, "it leads where it should", || objects()[&id] == "192.0.2.2@v0");
+        eventually("both are counted", || fib.stats().repairs == 2);
+        let stats = fib.stats();
+        assert!(stats.recent_repairs[0].what.contains("for 192.0.2.2"), "{stats:?}");
+        assert!(stats.recent_repairs[0].cause.to_string().starts_with("removed by process "), "{stats:?}");
+        assert_eq!(stats.installed(Family::Ipv4), 1000);
+    });
+}
+
+/// Promise 2, with objects: a fresh process takes over what is right, whichever way dumps show it.
+#[test]
+fn a_successor_takes_over_objects_and_deletes_those_that_nobody_needs() {
+    for compat in ["0", "1"] {
+        with_two_links(move || {
+            sysctl::write("net.ipv4.nexthop_compat_mode", compat).unwrap();
+            let single = Route::via([far(1)]).unwrap();
+            let wanted = || {
+                let backed = single.clone().with_backup(Some(far(2)));
+                let routes = [single.clone(), Route::via([far(1), far(2)]).unwrap(), backed];
+                prefixes(90).enumerate().map(move |(i, p)| (p, Some(routes[i % 3].clone())))
+            };
+            let resolve = |fib: &FibHandle| {
+                fib.resolve(far(1), at("192.0.2.2", "v0"));
+                fib.resolve(far(2), at("fe80::2", "v1"));
+            };
+            {
+                let first = spawn();
+                resolve(&first);
+                first.set(wanted());
+                set(&first, "10.66.0.0/24", Some(via(&[("192.0.2.66", "v0")])));
+            }
+            let before = objects();
+            assert_eq!(before.len(), 5, "{before:?}");
+            let monitor = RouteMonitor::start();
+            let second = spawn();
+            resolve(&second);
+            second.set(wanted());
+            settled(&second);
+            assert_eq!(objects(), before);
+            assert_eq!((monitor.heard(), second.stats().written), (Vec::<String>::new(), 0));
+            Family::BOTH.into_iter().for_each(|family| second.sweep(family));
+            settled(&second);
+            let heard = monitor.heard();
+            assert!(heard.iter().all(|line| line.starts_with("Deleted 10.66.0.0/24")), "{heard:?}");
+            let after = objects();
+            assert_eq!(after.len(), 4, "{after:?}");
+            assert!(after.iter().all(|(id, what)| before.get(id) == Some(what)));
+        });
+    }
+}
+
+#[test]
+fn a_number_that_somebody_else_took_is_left_to_him() {
+    with_two_links(|| {
+        ip("nexthop add id 1291845632 via 192.0.2.9 dev v0 proto static");
+        let fib = spawn();
+        set(&fib, "10.1.0.0/24", Some(via(&[("192.0.2.2", "v0")])));
+        assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "192.0.2.2@v0 metric 77");
+        assert!(ip("nexthop show id 1291845632").contains("192.0.2.9"));
+        fib.flush_all();
+        settled(&fib);
+        assert!(ip("nexthop show id 1291845632").contains("192.0.2.9"));
+    });
+}
+
+#[test]
+fn a_gateway_that_no_subnet_holds_is_reached_on_its_link() {
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let fib = spawn();
+            let neighbor = Neighbor { onlink: true, ..at("203.0.113.7", "v0").unwrap() };
+            fib.resolve(far(1), Some(neighbor));
+            set(&fib, "10.1.0.0/24", Route::via([far(1)]));
+            assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "203.0.113.7@v0 metric 77");
+            drop(fib);
+            let second = spawn();
+            second.resolve(far(1), Some(neighbor));
+            set(&second, "10.1.0.0/24", Route::via([far(1)]));
+            assert_eq!(second.stats().written, 0, "known again");
+        });
+    }
 }

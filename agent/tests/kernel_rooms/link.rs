@@ -41,11 +41,11 @@ fn next_hops_resolve_by_other_owners_routes_only() {
         ip("-6 route add 2001:db8:9::/48 via fe80::9 dev v1 proto static metric 40");
         ip("-6 route add 2001:db8:77::/48 via fe80::9 dev v1 proto 77 metric 77");
         let (links, _events) = Links::spawn().unwrap();
-        let near = Egress { hop: hop("192.0.2.77", "v0"), metric: 0, connected: true };
+        let near = Egress { hop: hop("192.0.2.77", "v0"), metric: 0, connected: true, onlink: false };
         assert_eq!(links.egress(address("192.0.2.77")), Some(near));
-        let far = Egress { hop: hop("192.0.2.9", "v0"), metric: 30, connected: false };
+        let far = Egress { hop: hop("192.0.2.9", "v0"), metric: 30, connected: false, onlink: false };
         assert_eq!(links.egress(address("203.0.113.1")), Some(far));
-        let far = Egress { hop: hop("fe80::9", "v1"), metric: 40, connected: false };
+        let far = Egress { hop: hop("fe80::9", "v1"), metric: 40, connected: false, onlink: false };
         assert_eq!(links.egress(address("2001:db8:9::1")), Some(far));
         // Trap 22: through a BGP route, or through the default route, a next hop would resolve in a circle.
         assert_eq!(links.egress(address("10.1.1.1")), None);
@@ -150,5 +150,64 @@ fn settings_are_those_of_this_namespace() {
         assert_eq!(sysctl::read("net.ipv4.fib_multipath_hash_policy").unwrap(), "1");
         let refused = sysctl::write("net.ipv4.ip_forward", "no number").unwrap_err();
         assert!(refused.to_string().contains("net.ipv4.ip_forward"), "{refused}");
+    });
+}
+
+/// Other owners use nexthop objects too, and where net.ipv4.nexthop_compat_mode is 0 the kernel names their numbers only.
+#[test]
+fn next_hops_resolve_by_other_owners_objects() {
+    for compat in ["0", "1"] {
+        with_two_links(move || {
+            sysctl::write("net.ipv4.nexthop_compat_mode", compat).unwrap();
+            ip("nexthop add id 7 via 192.0.2.9 dev v0");
+            ip("nexthop add id 8 group 7");
+            ip("route add 10.7.0.0/16 nhid 8 proto static metric 5");
+            let (links, _events) = Links::spawn().unwrap();
+            let leads = |to: &str| links.egress(address(to)).map(|egress| egress.hop);
+            assert_eq!(leads("10.7.1.1"), Some(hop("192.0.2.9", "v0")));
+            ip("nexthop replace id 7 via 198.51.100.9 dev v1");
+            eventually("it has moved", || leads("10.7.1.1") == Some(hop("198.51.100.9", "v1")));
+            ip("nexthop add id 1291845633 via 192.0.2.2 dev v0 proto 77");
+            ip("route add 10.1.0.0/24 nhid 1291845633 proto 77 metric 77");
+            eventually("ours is described", || {
+                let found = links.lookup(address("10.1.0.9")).unwrap().unwrap();
+                found.gateways == [address("192.0.2.2")]
+                    && found.interfaces == ["v0"]
+                    && found.owner == "manx"
+            });
+            ip("link set p1 down");
+            eventually("it went with its link", || leads("10.7.1.1").is_none());
+            ip("link set p1 up");
+            eventually("the subnet is back", || leads("198.51.100.3").is_some());
+            assert_eq!(leads("10.7.1.1"), None, "the kernel does not bring it back");
+        });
+    }
+}
+
+/// What is known of other owners' routes follows each of theirs, and ends where a fresh reading would.
+#[test]
+fn other_owners_routes_are_followed_one_by_one() {
+    with_two_links(|| {
+        let (links, mut events) = Links::spawn().unwrap();
+        let leads = |to: &str| links.egress(address(to)).map(|egress| egress.hop);
+        ip("route add 10.0.0.0/8 via 192.0.2.9 proto static metric 20");
+        wait_for(&mut events, LinkEvent::Changed);
+        ip("route add 10.0.0.0/8 via 198.51.100.9 proto static metric 10");
+        eventually("the better one counts", || leads("10.0.0.1") == Some(hop("198.51.100.9", "v1")));
+        ip("route replace 10.0.0.0/8 via 198.51.100.8 proto static metric 10");
+        eventually("replaced", || leads("10.0.0.1") == Some(hop("198.51.100.8", "v1")));
+        ip("route del 10.0.0.0/8 metric 10");
+        eventually("the other one again", || leads("10.0.0.1") == Some(hop("192.0.2.9", "v0")));
+        ip("-6 route add 2001:db8:9::/48 via fe80::8 dev v0 proto static metric 30");
+        ip("-6 route append 2001:db8:9::/48 via fe80::9 dev v1 proto static metric 30");
+        eventually("IPv6", || leads("2001:db8:9::1") == Some(hop("fe80::8", "v0")));
+        ip("-6 route del 2001:db8:9::/48 via fe80::8 dev v0 metric 30");
+        eventually("one of two", || leads("2001:db8:9::1") == Some(hop("fe80::9", "v1")));
+        ip("-6 route del 2001:db8:9::/48 metric 30");
+        eventually("none", || leads("2001:db8:9::1").is_none());
+        ip("route add 203.0.113.0/24 via 203.0.113.1 dev v1 onlink proto static");
+        eventually("on the link by decree", || {
+            links.egress(address("203.0.113.9")).is_some_and(|egress| egress.onlink)
+        });
     });
 }

@@ -1,5 +1,6 @@
 //! Loc-RIB: paths come and go, the decision follows, and whoever is concerned is marked: peers to be told, the FIB.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use smallvec::SmallVec;
@@ -7,7 +8,7 @@ use smallvec::SmallVec;
 use crate::rib::Rib;
 use crate::rib::decision;
 use crate::rib::intern::{AttrId, NextHopId};
-use crate::rib::path::Path;
+use crate::rib::path::{Path, Verdict};
 use crate::rib::sources::{Source, SourceId};
 use crate::speaker::{FibNextHop, NextHopState, RouteChange};
 use crate::types::{Family, Prefix};
@@ -34,6 +35,8 @@ fn chosen(path: &Path) -> Chosen {
 pub(super) struct Forwarding {
     /// They go to one of these, sorted; none: they are for this node, for nobody, or discarded.
     pub(super) next_hops: SmallVec<[FibNextHop; 1]>,
+    /// Where they go while the only next hop is out of reach, until a decision says more.
+    pub(super) backup: Option<FibNextHop>,
     /// They are discarded (RFC 7999).
     pub(super) blackhole: bool,
 }
@@ -302,7 +305,7 @@ impl Rib {
     pub(super) fn forwarding(&self, family: Family, slot: u32) -> Forwarding {
         let paths = self.tables[family].paths(slot);
         if paths.first().is_some_and(|p| p.is_best() && p.is_blackhole()) {
-            return Forwarding { next_hops: SmallVec::new(), blackhole: true };
+            return Forwarding { next_hops: SmallVec::new(), backup: None, blackhole: true };
         }
         let used = paths.iter().filter(|p| p.is_multipath());
         let mut next_hops: SmallVec<[FibNextHop; 1]> =
@@ -311,7 +314,21 @@ impl Rib {
             next_hops.sort_unstable();
             next_hops.dedup();
         }
-        Forwarding { next_hops, blackhole: false }
+        let backup = match next_hops[..] {
+            [only] if paths.len() > 1 => self.runner_up(paths, only),
+            _ => None,
+        };
+        Forwarding { next_hops, backup, blackhole: false }
+    }
+
+    /// The next hop of the path that came farthest in the decision among those that lead elsewhere.
+    fn runner_up(&self, paths: &[Path], only: FibNextHop) -> Option<FibNextHop> {
+        let lost = |p: &&Path| matches!(p.verdict(), Verdict::Lost(_)) && !p.is_blackhole();
+        let elsewhere = paths.iter().filter(lost).filter_map(|p| {
+            let hop = self.next_hops.fib(p.next_hop).filter(|hop| *hop != only)?;
+            Some((p.verdict(), Reverse(p.source), hop))
+        });
+        elsewhere.max().map(|(_, _, hop)| hop)
     }
 
     /// Who believes in a slot: peers it was advertised to, and the FIB.
@@ -340,8 +357,8 @@ impl Rib {
             let forwarding = self.forwarding(family, slot);
             let prefix = self.tables[family].prefix(slot);
             let nothing = forwarding.is_none();
-            let Forwarding { next_hops, blackhole } = forwarding;
-            let change = RouteChange { prefix, next_hops, blackhole };
+            let Forwarding { next_hops, backup, blackhole } = forwarding;
+            let change = RouteChange { prefix, next_hops, backup, blackhole };
             if nothing {
                 if self.fib[family].told.remove(slot) {
                     self.tables[family].released(slot);

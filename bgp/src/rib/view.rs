@@ -120,9 +120,14 @@ impl Rib {
         let mut all = Vec::new();
         for family in Family::ALL {
             for slot in self.tables[family].occupied() {
-                let Forwarding { next_hops, blackhole } = self.forwarding(family, slot);
+                let Forwarding { next_hops, backup, blackhole } = self.forwarding(family, slot);
                 if blackhole || !next_hops.is_empty() {
-                    all.push(RouteChange { prefix: self.tables[family].prefix(slot), next_hops, blackhole });
+                    all.push(RouteChange {
+                        prefix: self.tables[family].prefix(slot),
+                        next_hops,
+                        backup,
+                        blackhole,
+                    });
                 }
             }
         }

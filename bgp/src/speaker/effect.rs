@@ -199,6 +199,9 @@ pub struct RouteChange {
     pub prefix: Prefix,
     /// Forward to any of these.
     pub next_hops: SmallVec<[FibNextHop; 1]>,
+    /// Where there is one next hop only: the next hop of the path that would be chosen without it, as far as the last decision
+    /// tells. For the moment in which the next hop dies and the decision has not been made again.
+    pub backup: Option<FibNextHop>,
     /// Discard what goes there (RFC 7999); there are no next hops then.
     pub blackhole: bool,
 }

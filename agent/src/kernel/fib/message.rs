@@ -3,8 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use smallvec::SmallVec;
 
-use super::route::{NextHop, Route};
+use super::object::RTNH_F_ONLINK;
+use super::route::Neighbor;
 use crate::kernel::Family;
 use crate::kernel::netlink::{Attrs, Batch, NLM_F_DUMP, u16_at, u32_at};
 
@@ -18,6 +20,7 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTA_NH_ID: u16 = 30;
 const RTN_UNSPEC: u8 = 0;
 const RTN_UNICAST: u8 = 1;
 const RTN_BLACKHOLE: u8 = 6;
@@ -39,36 +42,39 @@ pub(crate) struct Ownership {
 
 impl Ownership {
     /// Appends RTM_NEWROUTE.
-    pub(crate) fn put(self, batch: &mut Batch, flags: u16, prefix: IpNetwork, route: &Route) {
+    pub(crate) fn put(self, batch: &mut Batch, flags: u16, prefix: IpNetwork, route: &Spelling<'_>) {
         let kind = match route {
-            Route::Unicast(_) => RTN_UNICAST,
-            Route::Blackhole => RTN_BLACKHOLE,
+            Spelling::Object(_) | Spelling::Inline(_) => RTN_UNICAST,
+            Spelling::Blackhole => RTN_BLACKHOLE,
         };
+        let onlink = matches!(route, Spelling::Inline([Neighbor { onlink: true, .. }]));
+        let route_flags = if onlink { RTNH_F_ONLINK } else { 0 };
         batch.message(RTM_NEWROUTE, flags, |m| {
-            self.key(m, prefix, RT_SCOPE_UNIVERSE, kind);
-            if let Route::Unicast(hops) = route {
-                match &hops[..] {
-                    [hop] => {
-                        m.attr(RTA_OIF, &hop.ifindex.to_ne_bytes());
-                        gateway(m, prefix, hop.gateway);
-                    }
-                    many => m.nest(RTA_MULTIPATH, |m| {
-                        for hop in many {
-                            // struct rtnexthop: length, flags, weight minus one, link.
-                            m.length_prefixed([0, 0], |m| {
-                                m.fixed(&hop.ifindex.to_ne_bytes());
-                                gateway(m, prefix, hop.gateway);
-                            });
-                        }
-                    }),
+            self.key(m, prefix, RT_SCOPE_UNIVERSE, kind, route_flags);
+            match route {
+                Spelling::Blackhole => {}
+                Spelling::Object(id) => m.attr(RTA_NH_ID, &id.to_ne_bytes()),
+                Spelling::Inline([hop]) => {
+                    m.attr(RTA_OIF, &hop.ifindex.to_ne_bytes());
+                    gateway(m, prefix, hop.gateway);
                 }
+                Spelling::Inline(many) => m.nest(RTA_MULTIPATH, |m| {
+                    for hop in *many {
+                        // struct rtnexthop: length, flags, weight minus one, link.
+                        let flags = if hop.onlink { RTNH_F_ONLINK as u8 } else { 0 };
+                        m.length_prefixed([flags, 0], |m| {
+                            m.fixed(&hop.ifindex.to_ne_bytes());
+                            gateway(m, prefix, hop.gateway);
+                        });
+                    }
+                }),
             }
         });
     }
 
     /// Appends RTM_DELROUTE. It names the protocol and the metric, so that it never removes another owner's route.
     pub(crate) fn delete(self, batch: &mut Batch, prefix: IpNetwork) {
-        batch.message(RTM_DELROUTE, 0, |m| self.key(m, prefix, RT_SCOPE_NOWHERE, RTN_UNSPEC));
+        batch.message(RTM_DELROUTE, 0, |m| self.key(m, prefix, RT_SCOPE_NOWHERE, RTN_UNSPEC, 0));
     }
 
     /// Appends a dump request: our protocol only, filtered in the kernel, or every protocol.
@@ -80,9 +86,10 @@ impl Ownership {
         });
     }
 
-    fn key(self, m: &mut Batch, prefix: IpNetwork, scope: u8, kind: u8) {
+    fn key(self, m: &mut Batch, prefix: IpNetwork, scope: u8, kind: u8, flags: u32) {
         let family = Family::of_prefix(prefix).number();
-        m.fixed(&[family, prefix.prefix(), 0, 0, self.short_table(), self.protocol, scope, kind, 0, 0, 0, 0]);
+        m.fixed(&[family, prefix.prefix(), 0, 0, self.short_table(), self.protocol, scope, kind]);
+        m.fixed(&flags.to_ne_bytes());
         match prefix {
             IpNetwork::V4(net) => m.attr(RTA_DST, &net.network().octets()),
             IpNetwork::V6(net) => m.attr(RTA_DST, &net.network().octets()),
@@ -115,6 +122,17 @@ fn gateway(m: &mut Batch, prefix: IpNetwork, gateway: IpAddr) {
     }
 }
 
+/// How a route says where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling<'a> {
+    /// Nowhere.
+    Blackhole,
+    /// By the number of a nexthop object.
+    Object(u32),
+    /// By itself; never empty.
+    Inline(&'a [Neighbor]),
+}
+
 /// A route as the kernel tells it, in a dump or in a notification.
 #[derive(Debug)]
 pub(crate) struct KernelRoute {
@@ -124,6 +142,8 @@ pub(crate) struct KernelRoute {
     pub(crate) table: u32,
     pub(crate) blackhole: bool,
     pub(crate) unicast: bool,
+    /// The nexthop object that it uses. Its neighbours are in `hops` too while net.ipv4.nexthop_compat_mode is 1.
+    pub(crate) next_hop: Option<u32>,
     /// In the kernel's order; gateway absent where the destination is on-link.
     pub(crate) hops: Vec<KernelHop>,
 }
@@ -135,6 +155,8 @@ pub(crate) struct KernelHop {
     pub(crate) gateway: Option<IpAddr>,
     /// Weight minus one.
     pub(crate) weight: u8,
+    /// RTNH_F_ONLINK.
+    pub(crate) onlink: bool,
 }
 
 impl KernelRoute {
@@ -150,7 +172,8 @@ impl KernelRoute {
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let mut single = KernelHop { ifindex: 0, gateway: None, weight: 0 };
+        let onlink = u32_at(payload, 8)? & RTNH_F_ONLINK != 0;
+        let mut single = KernelHop { ifindex: 0, gateway: None, weight: 0, onlink };
         let mut this = Self {
             prefix: IpNetwork::new(destination, 0).ok()?,
             protocol,
@@ -158,6 +181,7 @@ impl KernelRoute {
             table: u32::from(table),
             blackhole: kind == RTN_BLACKHOLE,
             unicast: kind == RTN_UNICAST,
+            next_hop: None,
             hops: Vec::new(),
         };
         for (kind, value) in Attrs::new(&payload[RTMSG..]) {
@@ -169,10 +193,11 @@ impl KernelRoute {
                 RTA_GATEWAY => single.gateway = Some(address(value)?),
                 RTA_VIA => single.gateway = Some(address(value.get(2..)?)?),
                 RTA_MULTIPATH => this.hops = multipath(value),
+                RTA_NH_ID => this.next_hop = Some(u32_at(value, 0)?),
                 _ => {}
             }
         }
-        if this.hops.is_empty() && this.unicast {
+        if this.hops.is_empty() && this.unicast && (this.next_hop.is_none() || single.ifindex != 0) {
             this.hops.push(single);
         }
         this.prefix = match destination {
@@ -182,19 +207,16 @@ impl KernelRoute {
         Some(this)
     }
 
-    /// The same as a route of ours; `None` when it has a shape that we never write.
-    pub(crate) fn as_route(&self) -> Option<Route> {
-        if self.blackhole {
-            return Some(Route::Blackhole);
-        }
-        let hop = |hop: &KernelHop| {
-            let gateway = hop.gateway?;
-            (hop.weight == 0).then_some(NextHop { gateway, ifindex: hop.ifindex })
+    /// The neighbours that it names itself, in order; `None` when it has a shape that we never write.
+    pub(super) fn as_inline(&self) -> Option<SmallVec<[Neighbor; 1]>> {
+        let neighbor = |hop: &KernelHop| {
+            let KernelHop { ifindex, gateway, weight, onlink } = *hop;
+            (weight == 0).then_some(Neighbor { gateway: gateway?, ifindex, onlink })
         };
-        if !self.unicast {
-            return None;
-        }
-        Route::via(self.hops.iter().map(hop).collect::<Option<Vec<_>>>()?)
+        let found: Option<SmallVec<[Neighbor; 1]>> = self.hops.iter().map(neighbor).collect();
+        let mut found = found.filter(|hops| self.unicast && !hops.is_empty())?;
+        found.sort_unstable();
+        Some(found)
     }
 }
 
@@ -208,7 +230,8 @@ fn multipath(mut bytes: &[u8]) -> Vec<KernelHop> {
             RTA_VIA => address(value.get(2..)?),
             _ => None,
         });
-        hops.push(KernelHop { ifindex, gateway, weight: bytes[3] });
+        let onlink = u32::from(bytes[2]) & RTNH_F_ONLINK != 0;
+        hops.push(KernelHop { ifindex, gateway, weight: bytes[3], onlink });
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     hops
@@ -229,7 +252,7 @@ mod tests {
 
     const OURS: Ownership = Ownership { protocol: 77, metric: 77, table: 254 };
 
-    fn round_trip(prefix: &str, route: &Route) -> KernelRoute {
+    fn round_trip(prefix: &str, route: &Spelling<'_>) -> KernelRoute {
         let mut batch = Batch::new();
         OURS.put(&mut batch, 0, prefix.parse().unwrap(), route);
         let (header, payload) = Messages::new(batch.bytes()).next().unwrap();
@@ -237,32 +260,29 @@ mod tests {
         KernelRoute::parse(payload).unwrap()
     }
 
-    fn hop(gateway: &str, ifindex: u32) -> NextHop {
-        NextHop { gateway: gateway.parse().unwrap(), ifindex }
+    fn hop(gateway: &str, ifindex: u32, onlink: bool) -> Neighbor {
+        Neighbor { gateway: gateway.parse().unwrap(), ifindex, onlink }
     }
 
     #[test]
     fn what_is_written_is_read_back() {
         let cases = [
-            ("10.1.0.0/26", Route::Blackhole),
-            ("10.1.0.0/26", Route::via([hop("192.0.2.1", 3)]).unwrap()),
-            ("10.1.0.0/26", Route::via([hop("fe80::1", 3)]).unwrap()),
-            ("10.1.0.0/26", Route::via([hop("192.0.2.1", 3), hop("fe80::1", 4)]).unwrap()),
-            ("2001:db8::/64", Route::via([hop("fe80::1", 3), hop("fe80::1", 4)]).unwrap()),
-            ("0.0.0.0/0", Route::via([hop("192.0.2.1", 3)]).unwrap()),
+            ("10.1.0.0/26", vec![hop("192.0.2.1", 3, false)]),
+            ("10.1.0.0/26", vec![hop("192.0.2.1", 3, true)]),
+            ("10.1.0.0/26", vec![hop("fe80::1", 3, false)]),
+            ("10.1.0.0/26", vec![hop("192.0.2.1", 3, true), hop("fe80::1", 4, false)]),
+            ("2001:db8::/64", vec![hop("fe80::1", 3, false), hop("fe80::1", 4, false)]),
+            ("0.0.0.0/0", vec![hop("192.0.2.1", 3, false)]),
         ];
-        for (prefix, route) in cases {
-            let read = round_trip(prefix, &route);
+        for (prefix, hops) in cases {
+            let read = round_trip(prefix, &Spelling::Inline(&hops));
             assert_eq!(read.prefix.to_string(), prefix);
             assert_eq!((read.protocol, read.metric, read.table), (77, 77, 254));
-            assert_eq!(read.as_route(), Some(route));
+            assert_eq!((read.as_inline().map(|hops| hops.to_vec()), read.next_hop), (Some(hops), None));
         }
-    }
-
-    #[test]
-    fn next_hops_are_a_set() {
-        let one = Route::via([hop("192.0.2.2", 3), hop("192.0.2.1", 3), hop("192.0.2.2", 3)]);
-        assert_eq!(one, Route::via([hop("192.0.2.1", 3), hop("192.0.2.2", 3)]));
-        assert_eq!(Route::via([]), None);
+        let read = round_trip("10.1.0.0/26", &Spelling::Object(0x4d00_0007));
+        assert_eq!((read.next_hop, read.as_inline(), read.unicast), (Some(0x4d00_0007), None, true));
+        let read = round_trip("10.1.0.0/26", &Spelling::Blackhole);
+        assert_eq!((read.blackhole, read.as_inline()), (true, None));
     }
 }

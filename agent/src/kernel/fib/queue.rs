@@ -3,14 +3,22 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use ipnetwork::IpNetwork;
 use rustc_hash::FxHashMap;
+
+use super::books::Slot;
 
 /// First wait after a refusal; doubles with each.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait between tries of one item. Events that may help (a link, an address, another owner's route going) try
 /// at once, so this bounds only what nothing announces.
 const LAST_RETRY: Duration = Duration::from_secs(15);
+/// What the queues keep room for when they are empty.
+const KEPT: usize = 4096;
+
+/// How long to wait after so many refusals, at least one.
+pub(super) fn backoff(attempts: u32) -> Duration {
+    (FIRST_RETRY * 2u32.saturating_pow(attempts.min(16) - 1)).min(LAST_RETRY)
+}
 
 /// A refused item.
 #[derive(Debug)]
@@ -22,10 +30,12 @@ pub(super) struct Failure {
 
 #[derive(Debug)]
 pub(super) struct Queue {
-    writes: VecDeque<IpNetwork>,
-    deletes: Vec<IpNetwork>,
-    failures: FxHashMap<IpNetwork, Failure>,
-    retries: BTreeSet<(Instant, IpNetwork)>,
+    writes: VecDeque<Slot>,
+    /// What forwards as it should and differs only in what it would do if that failed.
+    refinements: VecDeque<Slot>,
+    deletes: Vec<Slot>,
+    failures: FxHashMap<Slot, Failure>,
+    retries: BTreeSet<(Instant, Slot)>,
     random: u64,
 }
 
@@ -33,6 +43,7 @@ impl Queue {
     pub(super) fn new() -> Self {
         Self {
             writes: VecDeque::new(),
+            refinements: VecDeque::new(),
             deletes: Vec::new(),
             failures: FxHashMap::default(),
             retries: BTreeSet::new(),
@@ -40,20 +51,32 @@ impl Queue {
         }
     }
 
-    pub(super) fn push_write(&mut self, prefix: IpNetwork) {
-        self.writes.push_back(prefix);
+    pub(super) fn push_write(&mut self, slot: Slot) {
+        self.writes.push_back(slot);
     }
 
-    pub(super) fn push_delete(&mut self, prefix: IpNetwork) {
-        self.deletes.push(prefix);
+    pub(super) fn push_refinement(&mut self, slot: Slot) {
+        self.refinements.push_back(slot);
+    }
+
+    pub(super) fn push_delete(&mut self, slot: Slot) {
+        self.deletes.push(slot);
     }
 
     /// Writes in the order of their arrival, which the kernel's trie likes, then deletes in random order: in order they
-    /// make it rebalance again and again, three times as slow.
-    pub(super) fn pop(&mut self) -> Option<IpNetwork> {
-        if let Some(prefix) = self.writes.pop_front() {
-            return Some(prefix);
+    /// make it rebalance again and again, three times as slow. What can wait comes last.
+    pub(super) fn pop(&mut self) -> Option<Slot> {
+        let popped = self.writes.pop_front().or_else(|| self.pop_delete());
+        let popped = popped.or_else(|| self.refinements.pop_front());
+        if popped.is_none() && self.writes.capacity() > KEPT {
+            self.writes.shrink_to(KEPT);
+            self.refinements.shrink_to(KEPT);
+            self.deletes.shrink_to(KEPT);
         }
+        popped
+    }
+
+    fn pop_delete(&mut self) -> Option<Slot> {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -66,11 +89,11 @@ impl Queue {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.writes.len() + self.deletes.len()
+        self.writes.len() + self.refinements.len() + self.deletes.len()
     }
 
-    pub(super) fn failure(&self, prefix: IpNetwork) -> Option<&Failure> {
-        if self.failures.is_empty() { None } else { self.failures.get(&prefix) }
+    pub(super) fn failure(&self, slot: Slot) -> Option<&Failure> {
+        if self.failures.is_empty() { None } else { self.failures.get(&slot) }
     }
 
     pub(super) fn failures(&self) -> usize {
@@ -78,17 +101,16 @@ impl Queue {
     }
 
     /// Books a refusal; its time comes later, and later with each.
-    pub(super) fn fail(&mut self, prefix: IpNetwork, reason: String, now: Instant) {
-        let attempts = self.forgive(prefix).map_or(0, |failure| failure.attempts) + 1;
-        let wait = (FIRST_RETRY * 2u32.saturating_pow(attempts.min(16) - 1)).min(LAST_RETRY);
-        let retry_at = now + wait;
-        self.retries.insert((retry_at, prefix));
-        self.failures.insert(prefix, Failure { reason, attempts, retry_at });
+    pub(super) fn fail(&mut self, slot: Slot, reason: String, now: Instant) {
+        let attempts = self.forgive(slot).map_or(0, |failure| failure.attempts) + 1;
+        let retry_at = now + backoff(attempts);
+        self.retries.insert((retry_at, slot));
+        self.failures.insert(slot, Failure { reason, attempts, retry_at });
     }
 
     /// A better reason has been found.
-    pub(super) fn explain(&mut self, prefix: IpNetwork, reason: &str) -> bool {
-        let failure = self.failures.get_mut(&prefix);
+    pub(super) fn explain(&mut self, slot: Slot, reason: &str) -> bool {
+        let failure = self.failures.get_mut(&slot);
         failure.is_some_and(|failure| {
             failure.reason = reason.to_owned();
             true
@@ -96,19 +118,19 @@ impl Queue {
     }
 
     /// The kernel accepted it, or it is no longer wanted.
-    pub(super) fn forgive(&mut self, prefix: IpNetwork) -> Option<Failure> {
+    pub(super) fn forgive(&mut self, slot: Slot) -> Option<Failure> {
         if self.failures.is_empty() {
             return None;
         }
-        let failure = self.failures.remove(&prefix)?;
-        self.retries.remove(&(failure.retry_at, prefix));
+        let failure = self.failures.remove(&slot)?;
+        self.retries.remove(&(failure.retry_at, slot));
         Some(failure)
     }
 
     /// A refused item whose time has come. It stays on record, with its count of attempts, until it is forgiven.
-    pub(super) fn due(&mut self, now: Instant) -> Option<IpNetwork> {
+    pub(super) fn due(&mut self, now: Instant) -> Option<Slot> {
         self.retries.first().filter(|(at, _)| *at <= now)?;
-        self.retries.pop_first().map(|(_, prefix)| prefix)
+        self.retries.pop_first().map(|(_, slot)| slot)
     }
 
     /// When the next one's comes.
@@ -117,7 +139,7 @@ impl Queue {
     }
 
     /// All refused items, as if their time had come.
-    pub(super) fn all_due(&mut self) -> BTreeSet<(Instant, IpNetwork)> {
+    pub(super) fn all_due(&mut self) -> BTreeSet<(Instant, Slot)> {
         std::mem::take(&mut self.retries)
     }
 }
@@ -125,40 +147,49 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::fib::books::Books;
+
+    fn slots(count: u8) -> Vec<Slot> {
+        let mut books = Books::default();
+        let net = |i| ipnetwork::IpNetwork::new([10, i, 0, 0].into(), 16).unwrap();
+        (0..count).map(|i| books.find_or_insert(net(i))).collect()
+    }
 
     #[test]
     fn a_refused_item_waits_longer_each_time_up_to_a_bound() {
         let mut queue = Queue::new();
-        let prefix = "10.0.0.0/8".parse().unwrap();
+        let slot = slots(1)[0];
         let mut now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..12 {
-            queue.fail(prefix, "no".to_owned(), now);
+            queue.fail(slot, "no".to_owned(), now);
             assert_eq!(queue.due(now), None);
             let at = queue.next_due().unwrap();
             waits.push((at - now).as_millis());
             now = at;
-            assert_eq!(queue.due(now), Some(prefix));
+            assert_eq!(queue.due(now), Some(slot));
         }
         assert_eq!(waits[..9], [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 15_000]);
         assert_eq!(waits[11], 15_000);
-        assert_eq!(queue.failure(prefix).unwrap().attempts, 12);
-        queue.forgive(prefix);
+        assert_eq!(queue.failure(slot).unwrap().attempts, 12);
+        queue.forgive(slot);
         assert_eq!((queue.failures(), queue.next_due()), (0, None));
     }
 
     #[test]
-    fn writes_come_in_order_before_deletes_in_any_order() {
+    fn writes_come_in_order_before_deletes_in_any_order_and_what_can_wait_comes_last() {
         let mut queue = Queue::new();
-        let net = |i: u8| IpNetwork::new([10, i, 0, 0].into(), 16).unwrap();
-        (0..50).for_each(|i| queue.push_delete(net(i)));
-        (50..60).for_each(|i| queue.push_write(net(i)));
+        let all = slots(70);
+        all[60..].iter().for_each(|slot| queue.push_refinement(*slot));
+        all[..50].iter().for_each(|slot| queue.push_delete(*slot));
+        all[50..60].iter().for_each(|slot| queue.push_write(*slot));
         let popped: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(popped[..10], (50..60).map(net).collect::<Vec<_>>()[..]);
-        let mut deletes = popped[10..].to_vec();
+        assert_eq!(popped[..10], all[50..60]);
+        let mut deletes = popped[10..60].to_vec();
         assert!(!deletes.is_sorted());
         deletes.sort();
-        assert_eq!(deletes, (0..50).map(net).collect::<Vec<_>>());
+        assert_eq!(deletes, all[..50]);
+        assert_eq!(popped[60..], all[60..]);
         assert!(queue.is_empty());
     }
 }

@@ -1,7 +1,8 @@
 //! What should be in the kernel, what is there, and what is left to do: the FIB writer's books. Pure: time is a value.
 //!
 //! Each prefix has a desired and an actual route. Where they differ it is queued once, however often it changes
-//! (last writer wins). What the kernel refuses waits with back-off and keeps its reason; the rest proceeds.
+//! (last writer wins). What the kernel refuses waits with back-off and keeps its reason, what has no next hop now is parked
+//! with its set; the rest proceeds.
 
 #[cfg(test)]
 mod tests;
@@ -11,49 +12,20 @@ use std::time::Instant;
 use ipnetwork::IpNetwork;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::intern::{Interner, RouteId};
+use super::books::{Books, Flag, Record, Slot};
+use super::message::{KernelRoute, Spelling};
+use super::nexthops::{Form, NextHopTable, ObjectJob, SetId};
+use super::object::KernelObject;
 use super::queue::Queue;
-use super::route::Route;
+use super::route::{Neighbor, NextHop, Route};
 use super::{Cause, FibStats, Repair, RouteState};
 use crate::kernel::Family;
 use crate::kernel::netlink::Refusal;
 
 /// How many repairs are remembered by name.
 const REMEMBERED: usize = 32;
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Entry {
-    desired: Option<RouteId>,
-    actual: Option<RouteId>,
-    /// Found in the kernel, said nothing about yet: stays until the sweep.
-    inherited: bool,
-    work: Work,
-    /// The dump that saw it last.
-    seen: u32,
-}
-
-/// Whether a prefix waits in a queue or in a batch: it is in at most one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Work {
-    #[default]
-    None,
-    Queued,
-    InFlight,
-}
-
-impl Entry {
-    fn satisfied(&self) -> bool {
-        self.inherited || self.desired == self.actual
-    }
-
-    fn installed(&self) -> bool {
-        self.desired.is_some() && self.desired == self.actual
-    }
-
-    fn void(&self) -> bool {
-        self.desired.is_none() && self.actual.is_none() && self.work == Work::None
-    }
-}
+/// Of how many prefixes it is known who took them away; beyond that it is only known that somebody did.
+const LOSSES: usize = 4096;
 
 /// What one message of a batch is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,109 +41,140 @@ pub(super) enum Operation {
 /// One message of a batch.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) prefix: IpNetwork,
+    slot: Slot,
     pub(super) operation: Operation,
-    /// The route to write; referenced until the job is completed.
-    route: Option<RouteId>,
+    /// What to write, held until the job is completed; `NOTHING` in a deletion.
+    form: Form,
 }
 
-/// What the kernel holds of ours for a prefix.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Held<'a> {
-    Nothing,
-    /// A route in a shape that we never write.
-    Strange,
-    Route(&'a Route),
+/// Somebody took a route away, and it has not been put back yet.
+#[derive(Debug)]
+struct Loss {
+    cause: Cause,
+    at: Instant,
 }
 
 #[derive(Debug)]
 pub(super) struct Table {
-    entries: FxHashMap<IpNetwork, Entry>,
-    routes: Interner,
+    books: Books,
+    next_hops: NextHopTable,
     queue: Queue,
     /// Prefixes where another owner's route stands beside ours at our metric.
     contested: FxHashSet<IpNetwork>,
     /// Prefixes that the kernel says exist though we do not know of them: to be looked at.
     conflicts: FxHashSet<IpNetwork>,
-    /// What somebody took away and has not been put back yet.
-    lost: FxHashMap<IpNetwork, Cause>,
+    lost: FxHashMap<Slot, Loss>,
+    parked: usize,
     swept: [bool; 2],
-    generation: u32,
     stats: FibStats,
 }
 
 impl Table {
     pub(super) fn new() -> Self {
         Self {
-            entries: FxHashMap::default(),
-            routes: Interner::new(),
+            books: Books::default(),
+            next_hops: NextHopTable::new(),
             queue: Queue::new(),
             contested: FxHashSet::default(),
             conflicts: FxHashSet::default(),
             lost: FxHashMap::default(),
+            parked: 0,
             swept: [false; 2],
-            generation: 0,
             stats: FibStats::default(),
         }
     }
 
+    /// The kernel has no nexthop objects. To be said before anything is wanted.
+    pub(super) fn without_objects(&mut self) {
+        self.next_hops.without_objects();
+    }
+
+    // What is wanted.
+
     /// States what a prefix should be.
     pub(super) fn set(&mut self, prefix: IpNetwork, route: Option<&Route>) {
-        let desired = route.map(|route| self.routes.intern(route));
-        let entry = self.entries.entry(prefix).or_default();
-        let before = *entry;
-        entry.desired = desired;
-        entry.inherited = false;
-        if before.desired != desired {
-            self.queue.forgive(prefix);
-            forget(&mut self.lost, prefix);
+        let slot = match route {
+            Some(_) => self.books.find_or_insert(prefix),
+            None => match self.books.find(prefix) {
+                Some(slot) => slot,
+                None => return,
+            },
+        };
+        let record = self.books.record_mut(slot);
+        let (before, actual) = (record.desired, record.actual);
+        let desired = route.map(|route| self.next_hops.intern(route, actual));
+        let record = self.books.record_mut(slot);
+        record.desired = desired;
+        record.mark(Flag::Inherited, false);
+        if before != desired {
+            record.mark(Flag::Taken, false);
+            self.parked -= usize::from(record.is(Flag::Parked));
+            record.mark(Flag::Parked, false);
+            self.queue.forgive(slot);
+            forget(&mut self.lost, slot);
         }
-        settle(&mut self.queue, prefix, entry);
-        count(&mut self.stats, prefix, before, *entry);
-        if entry.void() {
-            self.entries.remove(&prefix);
-        }
-        self.routes.release(before.desired);
+        self.settle(slot);
+        self.next_hops.release(before);
+        self.follow();
+    }
+
+    /// Where packets for a next hop leave; `None`: nowhere.
+    pub(super) fn resolve(&mut self, hop: NextHop, neighbor: Option<Neighbor>) {
+        self.next_hops.resolve(hop, neighbor);
+        self.follow();
+    }
+
+    /// Nobody resolves a next hop any more.
+    pub(super) fn forget(&mut self, hop: NextHop) {
+        self.next_hops.forget(hop);
+        self.follow();
     }
 
     /// Deletes what was inherited and never confirmed, now and whenever it appears.
     pub(super) fn sweep(&mut self, family: Family) {
-        self.swept[family as usize] = true;
-        self.disown(family, |entry| entry.inherited);
+        self.disown(family, |record| record.is(Flag::Inherited));
     }
 
     /// Forgets every wish and deletes all that is ours.
     pub(super) fn flush_all(&mut self) {
-        for family in Family::BOTH {
-            self.swept[family as usize] = true;
-            self.disown(family, |_| true);
+        Family::BOTH.into_iter().for_each(|family| self.disown(family, |_| true));
+    }
+
+    fn disown(&mut self, family: Family, which: impl Fn(&Record) -> bool) {
+        self.swept[family as usize] = true;
+        for slot in self.books.select(family, which) {
+            self.set(self.books.prefix(slot), None);
+        }
+        if self.swept == [true; 2] {
+            self.next_hops.sweep();
         }
     }
 
-    fn disown(&mut self, family: Family, which: impl Fn(&Entry) -> bool) {
-        for prefix in self.select(family, which) {
-            self.set(prefix, None);
-        }
+    // What is to be done.
+
+    /// Takes the next jobs on objects. They come before routes, which may need them.
+    pub(super) fn next_objects(&mut self, jobs: &mut Vec<ObjectJob>) {
+        self.next_hops.next_batch(jobs);
     }
 
-    fn select(&self, family: Family, which: impl Fn(&Entry) -> bool) -> Vec<IpNetwork> {
-        let of_family = self.entries.iter().filter(|(prefix, _)| Family::of_prefix(**prefix) == family);
-        of_family.filter(|(_, entry)| which(entry)).map(|(prefix, _)| *prefix).collect()
+    /// Books the kernel's answers to them.
+    pub(super) fn complete_objects(
+        &mut self,
+        jobs: &mut Vec<ObjectJob>,
+        refusals: &[(usize, Refusal)],
+        now: Instant,
+    ) {
+        let failed = self.next_hops.complete(jobs, refusals, now);
+        self.stats.refusals += failed.len() as u64;
+        if let Some(last) = failed.into_iter().last() {
+            self.stats.last_refusal = Some(last);
+        }
+        self.follow();
     }
 
-    /// Changes an entry that is there, queues it where it now differs, and forgets it where it is void. Returns what it
-    /// was before.
-    fn change(&mut self, prefix: IpNetwork, change: impl FnOnce(&mut Entry)) -> Option<Entry> {
-        let entry = self.entries.get_mut(&prefix)?;
-        let before = *entry;
-        change(entry);
-        settle(&mut self.queue, prefix, entry);
-        count(&mut self.stats, prefix, before, *entry);
-        if entry.void() {
-            self.entries.remove(&prefix);
-            forget(&mut self.lost, prefix);
-        }
-        Some(before)
+    /// Puts jobs back whose fate is unknown. The caller reads the kernel's objects again.
+    pub(super) fn give_back_objects(&mut self, jobs: &mut Vec<ObjectJob>) {
+        self.next_hops.give_back(jobs);
     }
 
     /// Takes the next jobs, at most `max`; `put` writes each message.
@@ -179,29 +182,37 @@ impl Table {
         &mut self,
         max: usize,
         jobs: &mut Vec<Job>,
-        mut put: impl FnMut(IpNetwork, Operation, Option<&Route>),
+        mut put: impl FnMut(IpNetwork, Operation, Option<Spelling<'_>>),
     ) {
         while jobs.len() < max {
-            let Some(prefix) = self.queue.pop() else { return };
-            let Some(entry) = self.entries.get_mut(&prefix) else { continue };
-            let operation = match (entry.desired, entry.actual) {
-                _ if entry.satisfied() => {
-                    self.change(prefix, |entry| entry.work = Work::None);
-                    continue;
-                }
-                (Some(_), None) => Operation::Add,
+            let Some(slot) = self.queue.pop() else { return };
+            let record = self.books.record_mut(slot);
+            record.mark(Flag::Queued, false);
+            let form = record.desired.map_or(Form::NOTHING, |set| self.next_hops.form(set));
+            if let (true, Some(set)) = (form == Form::NOTHING, record.desired) {
+                record.mark(Flag::Parked, true);
+                self.parked += 1;
+                self.next_hops.park(set);
+                self.queue.forgive(slot);
+                continue;
+            }
+            if record.is(Flag::Inherited) || form == record.actual {
+                self.settle(slot);
+                continue;
+            }
+            record.mark(Flag::InFlight, true);
+            let held = record.actual != Form::NOTHING;
+            let prefix = self.books.prefix(slot);
+            let (operation, form) = match (form, held) {
+                (Form::NOTHING, _) => (Operation::Delete, Form::NOTHING),
+                (form, false) => (Operation::Add, form),
                 // The kernel replaces the first route at a metric, whoever owns it: step aside instead.
-                (Some(_), Some(_)) if holds(&self.contested, prefix) => Operation::Delete,
-                (Some(_), Some(_)) => Operation::Replace,
-                (None, _) => Operation::Delete,
+                (_, true) if holds(&self.contested, prefix) => (Operation::Delete, Form::NOTHING),
+                (form, true) => (Operation::Replace, form),
             };
-            entry.work = Work::InFlight;
-            let route = match (operation, entry.desired) {
-                (Operation::Add | Operation::Replace, Some(id)) => Some(self.routes.retain(id)),
-                _ => None,
-            };
-            put(prefix, operation, route.and_then(|id| self.routes.get(id)));
-            jobs.push(Job { prefix, operation, route });
+            self.next_hops.hold(form);
+            put(prefix, operation, self.next_hops.spell(form));
+            jobs.push(Job { slot, operation, form });
         }
     }
 
@@ -210,10 +221,10 @@ impl Table {
         let mut refusals = refusals.iter().peekable();
         for (index, job) in jobs.drain(..).enumerate() {
             match refusals.next_if(|(refused, _)| *refused == index) {
-                None => self.written(&job),
+                None => self.written(&job, now),
                 // Gone before we came: the same in the end.
                 Some((_, refusal)) if job.operation == Operation::Delete && refusal.errno == libc::ESRCH => {
-                    self.written(&job);
+                    self.written(&job, now);
                 }
                 Some((_, refusal)) => self.refused(&job, refusal, now),
             }
@@ -224,143 +235,208 @@ impl Table {
     pub(super) fn give_back(&mut self, jobs: &mut Vec<Job>) {
         for job in jobs.drain(..) {
             // One that was being tried again has no time for its next try: it is as if it had never failed.
-            self.queue.forgive(job.prefix);
-            self.change(job.prefix, |entry| entry.work = Work::None);
-            self.routes.release(job.route);
+            self.queue.forgive(job.slot);
+            self.next_hops.let_go(job.form);
+            self.books.record_mut(job.slot).mark(Flag::InFlight, false);
+            self.settle(job.slot);
         }
     }
 
-    fn written(&mut self, job: &Job) {
-        self.queue.forgive(job.prefix);
+    fn written(&mut self, job: &Job, now: Instant) {
+        self.queue.forgive(job.slot);
+        let record = self.books.record_mut(job.slot);
+        record.mark(Flag::InFlight, false);
         if job.operation == Operation::Delete {
             self.stats.deleted += 1;
         } else {
             self.stats.written += 1;
-            if let Some(cause) = forget(&mut self.lost, job.prefix) {
-                self.remember(Repair { prefix: job.prefix, cause });
+            if record.is(Flag::Taken) {
+                record.mark(Flag::Taken, false);
+                self.stats.reinstalled += 1;
+            }
+            if let Some(loss) = forget(&mut self.lost, job.slot) {
+                let what = self.books.prefix(job.slot).to_string();
+                self.repaired(what, loss, now);
             }
         }
-        self.set_actual(job.prefix, job.route, |entry| entry.work = Work::None);
+        self.set_actual(job.slot, job.form);
     }
 
-    fn remember(&mut self, repair: Repair) {
-        if matches!(repair.cause, Cause::Link) {
-            self.stats.reinstalled += 1;
-            return;
-        }
+    fn repaired(&mut self, what: String, loss: Loss, now: Instant) {
         self.stats.repairs += 1;
         if self.stats.recent_repairs.len() == REMEMBERED {
             self.stats.recent_repairs.pop_front();
         }
-        self.stats.recent_repairs.push_back(repair);
+        let took = now.saturating_duration_since(loss.at);
+        self.stats.recent_repairs.push_back(Repair { what, cause: loss.cause, at: loss.at, took });
     }
 
     fn refused(&mut self, job: &Job, refusal: &Refusal, now: Instant) {
-        self.routes.release(job.route);
+        self.next_hops.let_go(job.form);
         self.stats.refusals += 1;
         let mut reason = refusal.to_string();
+        let prefix = self.books.prefix(job.slot);
         if refusal.errno == libc::EEXIST {
             reason = "the kernel has a route for it at our metric that is not ours".to_owned();
-            self.conflicts.insert(job.prefix);
+            self.conflicts.insert(prefix);
         }
-        self.stats.last_refusal = Some(format!("{}: {reason}", job.prefix));
-        self.queue.fail(job.prefix, reason, now);
-        self.change(job.prefix, |entry| entry.work = Work::None);
+        self.stats.last_refusal = Some(format!("{prefix}: {reason}"));
+        self.queue.fail(job.slot, reason, now);
+        self.books.record_mut(job.slot).mark(Flag::InFlight, false);
+        self.settle(job.slot);
     }
 
     /// Queues the refused items whose time has come; says when the next one's comes.
     pub(super) fn retry_due(&mut self, now: Instant) -> Option<Instant> {
-        while let Some(prefix) = self.queue.due(now) {
-            self.queue_again(prefix);
+        while let Some(slot) = self.queue.due(now) {
+            self.queue_again(slot);
         }
-        self.queue.next_due()
+        self.next_hops.retry_due(now).into_iter().chain(self.queue.next_due()).min()
     }
 
     /// Tries all refused items at once: something changed that may help.
     pub(super) fn retry_all(&mut self) {
-        for (_, prefix) in self.queue.all_due() {
-            self.queue_again(prefix);
+        self.next_hops.retry_all();
+        for (_, slot) in self.queue.all_due() {
+            self.queue_again(slot);
         }
     }
 
-    fn queue_again(&mut self, prefix: IpNetwork) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
-        if entry.work == Work::None && !entry.satisfied() {
-            entry.work = Work::Queued;
-            self.queue.push_write(prefix);
+    /// A refused item is in the books until it is forgiven.
+    fn queue_again(&mut self, slot: Slot) {
+        let record = self.books.record_mut(slot);
+        if !record.is_busy() {
+            record.mark(Flag::Queued, true);
+            self.queue.push_write(slot);
         }
     }
+
+    // What the kernel says.
 
     /// Somebody made a change to a prefix at our metric: `held` is our route there now.
-    pub(super) fn changed(&mut self, prefix: IpNetwork, held: Held, cause: Cause) {
-        let known = self.entries.get(&prefix).copied();
-        let actual = match held {
-            Held::Nothing => None,
-            Held::Strange => Some(RouteId::STRANGE),
-            Held::Route(route) => Some(self.routes.intern(route)),
-        };
-        if known.map_or(actual.is_none(), |entry| entry.actual == actual) {
-            return self.routes.release(actual);
+    pub(super) fn changed(
+        &mut self,
+        prefix: IpNetwork,
+        held: Option<&KernelRoute>,
+        cause: Cause,
+        now: Instant,
+    ) {
+        let actual = held.map_or(Form::NOTHING, |route| self.next_hops.read(route));
+        let known = self.books.find(prefix);
+        let before = known.map_or(Form::NOTHING, |slot| self.books.record(slot).actual);
+        if before == actual {
+            return self.next_hops.let_go(actual);
         }
-        match known {
-            None => {
-                // Found or made by somebody under our name: kept until the sweep, deleted after it.
-                let inherited = !self.swept[Family::of_prefix(prefix) as usize];
-                self.entries.insert(prefix, Entry { inherited, ..Entry::default() });
+        let slot = known.unwrap_or_else(|| self.books.find_or_insert(prefix));
+        let swept = self.swept[slot.family() as usize];
+        let record = self.books.record_mut(slot);
+        if known.is_none() {
+            // Found or made by somebody under our name: kept until the sweep, deleted after it.
+            record.mark(Flag::Inherited, !swept);
+        } else if record.is(Flag::Installed) {
+            if matches!(cause, Cause::Link) || self.lost.len() >= LOSSES {
+                record.mark(Flag::Taken, true);
+            } else {
+                self.lost.insert(slot, Loss { cause, at: now });
             }
-            Some(entry) if entry.installed() => drop(self.lost.insert(prefix, cause)),
-            Some(_) => {}
         }
-        self.set_actual(prefix, actual, |_| {});
+        self.set_actual(slot, actual);
     }
 
     /// A look at a conflict found our own route there.
-    pub(super) fn adopt(&mut self, prefix: IpNetwork, route: Option<&Route>) {
-        self.queue.forgive(prefix);
-        self.changed(prefix, route.map_or(Held::Strange, Held::Route), Cause::Resync);
-        self.change(prefix, |_| {});
+    pub(super) fn adopt(&mut self, route: &KernelRoute, now: Instant) {
+        if let Some(slot) = self.books.find(route.prefix) {
+            self.queue.forgive(slot);
+            self.changed(route.prefix, Some(route), Cause::Resync, now);
+            if let Some(slot) = self.books.find(route.prefix) {
+                self.settle(slot);
+            }
+        }
     }
 
     /// Whether `route` is all that we hold there; true where we hold nothing.
-    pub(super) fn holds(&self, prefix: IpNetwork, route: Option<&Route>) -> bool {
-        let Some(id) = self.entries.get(&prefix).and_then(|entry| entry.actual) else { return true };
-        self.routes.get(id) == route
+    pub(super) fn holds(&mut self, route: &KernelRoute) -> bool {
+        let Some(slot) = self.books.find(route.prefix) else { return true };
+        let actual = self.books.record(slot).actual;
+        let form = self.next_hops.read(route);
+        self.next_hops.let_go(form);
+        actual == Form::NOTHING || form == actual
     }
 
     /// Another owner's route stands at our metric beside ours, or no longer does.
     pub(super) fn contest(&mut self, prefix: IpNetwork, present: bool) {
+        let known = self.books.find(prefix);
         if !present {
             self.contested.remove(&prefix);
-            if self.queue.forgive(prefix).is_some() {
-                self.change(prefix, |_| {});
+            if let Some(slot) = known
+                && self.queue.forgive(slot).is_some()
+            {
+                self.settle(slot);
             }
-        } else if self.entries.get(&prefix).is_some_and(|entry| entry.actual.is_some()) {
+        } else if known.is_some_and(|slot| self.books.record(slot).actual != Form::NOTHING) {
             self.contested.insert(prefix);
         }
     }
 
     /// Whether any desired or actual route leaves by this link.
     pub(super) fn uses_link(&self, ifindex: u32) -> bool {
-        self.routes.iter().any(|route| route.links().any(|link| link == ifindex))
+        self.next_hops.uses_link(ifindex)
     }
 
-    pub(super) fn begin_dump(&mut self) {
-        self.generation = self.generation.wrapping_add(1);
+    /// The objects will be read.
+    pub(super) fn begin_objects(&mut self) {
+        self.next_hops.begin_read();
+    }
+
+    /// A reading or a notification shows an object.
+    pub(super) fn object_seen(&mut self, found: KernelObject, ours: bool, cause: Cause, now: Instant) {
+        let id = found.id;
+        if self.next_hops.seen(found, ours) {
+            self.object_repair(id, cause, now);
+        }
+        self.follow();
+    }
+
+    /// The reading is complete: what it did not show is not there, and its routes are not.
+    pub(super) fn end_objects(&mut self) {
+        self.next_hops.end_read();
+        self.follow();
+    }
+
+    /// Somebody deleted an object.
+    pub(super) fn object_gone(&mut self, id: u32, cause: Cause, now: Instant) {
+        if self.next_hops.gone(id) {
+            self.object_repair(id, cause, now);
+        }
+        self.follow();
+    }
+
+    /// It will be put right in this very turn.
+    fn object_repair(&mut self, id: u32, cause: Cause, now: Instant) {
+        if !matches!(cause, Cause::Link) {
+            self.repaired(self.next_hops.describe(id), Loss { cause, at: now }, now);
+        }
+    }
+
+    /// The routes of a family will be read.
+    pub(super) fn begin_dump(&mut self, family: Family) {
+        self.stats.resyncs += 1;
+        self.books.clear(family, Flag::Seen);
     }
 
     /// A dump shows this of ours.
-    pub(super) fn seen(&mut self, prefix: IpNetwork, route: Option<&Route>, cause: Cause) {
-        self.changed(prefix, route.map_or(Held::Strange, Held::Route), cause);
-        if let Some(entry) = self.entries.get_mut(&prefix) {
-            entry.seen = self.generation;
+    pub(super) fn seen(&mut self, route: &KernelRoute, cause: Cause, now: Instant) {
+        self.changed(route.prefix, Some(route), cause, now);
+        if let Some(slot) = self.books.find(route.prefix) {
+            self.books.record_mut(slot).mark(Flag::Seen, true);
         }
     }
 
     /// The dump of a family is complete: what it did not show is not there.
-    pub(super) fn end_dump(&mut self, family: Family, cause: &Cause) {
-        let generation = self.generation;
-        for prefix in self.select(family, |entry| entry.actual.is_some() && entry.seen != generation) {
-            self.changed(prefix, Held::Nothing, cause.clone());
+    pub(super) fn end_dump(&mut self, family: Family, cause: &Cause, now: Instant) {
+        let gone = |record: &Record| record.actual != Form::NOTHING && !record.is(Flag::Seen);
+        for slot in self.books.select(family, gone) {
+            self.changed(self.books.prefix(slot), None, cause.clone(), now);
         }
     }
 
@@ -375,7 +451,7 @@ impl Table {
 
     /// Names the owner that stands in the way.
     pub(super) fn blame(&mut self, prefix: IpNetwork, reason: &str) {
-        if self.queue.explain(prefix, reason) {
+        if self.books.find(prefix).is_some_and(|slot| self.queue.explain(slot, reason)) {
             self.stats.last_refusal = Some(format!("{prefix}: {reason}"));
         }
     }
@@ -385,80 +461,151 @@ impl Table {
         self.conflicts.retain(|prefix| Family::of_prefix(*prefix) != family);
     }
 
-    pub(super) fn state(&self, prefix: IpNetwork) -> RouteState {
-        let Some(entry) = self.entries.get(&prefix) else { return RouteState::Unknown };
-        if let Some(failure) = self.queue.failure(prefix) {
-            let reason = failure.reason.clone();
+    // What may be asked.
+
+    pub(super) fn state(&self, prefix: IpNetwork, now: Instant) -> RouteState {
+        let Some(slot) = self.books.find(prefix) else { return RouteState::Unknown };
+        let record = self.books.record(slot);
+        if let Some(failure) = self.queue.failure(slot) {
+            let reason = failure.reason.to_string();
             return RouteState::Missing { reason, attempts: failure.attempts };
         }
-        match (entry.desired, self.lost.get(&prefix)) {
-            _ if entry.inherited => RouteState::Inherited,
-            _ if entry.installed() => RouteState::Installed,
-            (None, _) => RouteState::Removing,
-            (Some(_), Some(cause)) => {
-                RouteState::Missing { reason: format!("{cause}, reinstalling"), attempts: 0 }
-            }
-            (Some(_), None) => RouteState::Pending,
+        if record.is(Flag::Inherited) {
+            return RouteState::Inherited;
         }
+        let Some(set) = record.desired else { return RouteState::Removing };
+        if record.is(Flag::Installed) {
+            return RouteState::Installed;
+        }
+        if record.is(Flag::Parked) {
+            let (reason, attempts) = self.next_hops.reason(set);
+            return RouteState::Missing { reason, attempts };
+        }
+        let reason = match self.lost.get(&slot) {
+            Some(Loss { cause, at }) => {
+                let ago = now.saturating_duration_since(*at).as_secs();
+                format!("{cause} {ago} s ago, reinstalling")
+            }
+            None if record.is(Flag::Taken) => format!("{}, reinstalling", Cause::Link),
+            None => return RouteState::Pending,
+        };
+        RouteState::Missing { reason, attempts: 0 }
     }
 
     /// Whether a predecessor's routes are there that nobody has asked for.
     pub(super) fn inherited(&self) -> bool {
-        self.entries.values().any(|entry| entry.inherited)
+        Family::BOTH
+            .into_iter()
+            .any(|family| !self.books.select(family, |record| record.is(Flag::Inherited)).is_empty())
     }
 
     /// Nothing left to write but what waits after a refusal.
     pub(super) fn idle(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && !self.next_hops.has_work()
+    }
+
+    /// Objects are to be written, before anything else.
+    pub(super) fn has_objects(&self) -> bool {
+        self.next_hops.has_work()
     }
 
     pub(super) fn stats(&self) -> FibStats {
-        FibStats { queued: self.queue.len(), missing: self.queue.failures(), ..self.stats.clone() }
+        FibStats {
+            queued: self.queue.len(),
+            missing: self.queue.failures() + self.parked,
+            objects: self.next_hops.uses_objects().then(|| self.next_hops.objects()),
+            ..self.stats.clone()
+        }
     }
 
     pub(super) fn stats_mut(&mut self) -> &mut FibStats {
         &mut self.stats
     }
 
-    /// Takes over the reference that comes with `actual`.
-    fn set_actual(&mut self, prefix: IpNetwork, actual: Option<RouteId>, change: impl FnOnce(&mut Entry)) {
-        let before = self.change(prefix, |entry| {
-            entry.actual = actual;
-            change(entry);
-        });
-        let before = before.expect("an entry stays while its job is in flight, or was looked up just now");
-        self.routes.release(before.actual);
-        if actual.is_none() && !self.contested.is_empty() {
+    // The books.
+
+    /// Takes over the hold on `actual`.
+    fn set_actual(&mut self, slot: Slot, actual: Form) {
+        let record = self.books.record_mut(slot);
+        let before = std::mem::replace(&mut record.actual, actual);
+        if actual == Form::NOTHING && !self.contested.is_empty() {
+            let prefix = self.books.prefix(slot);
             self.contested.remove(&prefix);
         }
+        self.settle(slot);
+        self.next_hops.let_go(before);
     }
-}
 
-/// Queues what differs; what failed waits for its time.
-fn settle(queue: &mut Queue, prefix: IpNetwork, entry: &mut Entry) {
-    if entry.work != Work::None {
-        return;
+    /// Draws the conclusions from a record: counts it, queues it where desired and actual differ (what failed waits for its
+    /// time), and forgets it where there is nothing to remember.
+    fn settle(&mut self, slot: Slot) {
+        let record = self.books.record_mut(slot);
+        let form = record.desired.map_or(Form::NOTHING, |set| self.next_hops.form(set));
+        let installed = form != Form::NOTHING && form == record.actual;
+        if installed != record.is(Flag::Installed) {
+            record.mark(Flag::Installed, installed);
+            let count = &mut self.stats.installed[slot.family() as usize];
+            *count = *count + usize::from(installed) - usize::from(!installed);
+        }
+        if record.is_busy() {
+            return;
+        }
+        let waits = record.desired.is_some() && form == Form::NOTHING;
+        if record.is(Flag::Parked) {
+            if waits {
+                return;
+            }
+            record.mark(Flag::Parked, false);
+            self.parked -= 1;
+        }
+        if record.is(Flag::Inherited) || (form == record.actual && !waits) {
+            self.queue.forgive(slot);
+            if record.is_void() {
+                forget(&mut self.lost, slot);
+                self.books.remove(slot);
+            }
+        } else if self.queue.failure(slot).is_none() {
+            record.mark(Flag::Queued, true);
+            match record.desired {
+                None => self.queue.push_delete(slot),
+                Some(set) if self.next_hops.forwards_alike(set, record.actual) => {
+                    self.queue.push_refinement(slot);
+                }
+                Some(_) => self.queue.push_write(slot),
+            }
+        }
     }
-    if entry.satisfied() {
-        queue.forgive(prefix);
-    } else if queue.failure(prefix).is_none() {
-        entry.work = Work::Queued;
-        if entry.desired.is_some() {
-            queue.push_write(prefix);
-        } else {
-            queue.push_delete(prefix);
+
+    /// What became of next hops, for the prefixes concerned: routes that went with an object, sets that look different now.
+    fn follow(&mut self) {
+        let (gone, reformed) = (self.next_hops.take_vanished(), self.next_hops.take_reformed());
+        if gone.is_empty() && reformed.is_empty() {
+            return;
+        }
+        let gone: FxHashSet<Form> = gone.into_iter().map(Form::object).collect();
+        let reformed: FxHashSet<SetId> = reformed.into_iter().collect();
+        let concerned = |record: &Record| {
+            (!gone.is_empty() && gone.contains(&record.actual))
+                || record.desired.is_some_and(|set| reformed.contains(&set))
+        };
+        for family in Family::BOTH {
+            for slot in self.books.select(family, concerned) {
+                let record = self.books.record_mut(slot);
+                if gone.contains(&record.actual) {
+                    let installed = record.is(Flag::Installed);
+                    record.mark(Flag::Taken, installed || record.is(Flag::Taken));
+                    self.set_actual(slot, Form::NOTHING);
+                } else {
+                    self.settle(slot);
+                }
+            }
         }
     }
 }
 
-fn count(stats: &mut FibStats, prefix: IpNetwork, before: Entry, after: Entry) {
-    let installed = &mut stats.installed[Family::of_prefix(prefix) as usize];
-    *installed = *installed + usize::from(after.installed()) - usize::from(before.installed());
-}
-
-/// Both are empty but in rare moments: not even the hash is worth computing then.
-fn forget(lost: &mut FxHashMap<IpNetwork, Cause>, prefix: IpNetwork) -> Option<Cause> {
-    if lost.is_empty() { None } else { lost.remove(&prefix) }
+/// Empty but in rare moments: not even the hash is worth computing then.
+fn forget(lost: &mut FxHashMap<Slot, Loss>, slot: Slot) -> Option<Loss> {
+    if lost.is_empty() { None } else { lost.remove(&slot) }
 }
 
 fn holds(contested: &FxHashSet<IpNetwork>, prefix: IpNetwork) -> bool {

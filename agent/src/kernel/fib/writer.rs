@@ -11,7 +11,9 @@ use rustc_hash::FxHashMap;
 use socket2::SockFilter;
 
 use super::message::{KernelRoute, Ownership, RTM_DELROUTE, RTM_NEWROUTE};
-use super::table::{Held, Job, Operation, Table};
+use super::nexthops::{ObjectJob, ObjectOperation};
+use super::object::{self, KernelObject, RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
+use super::table::{Job, Operation, Table};
 use super::{Cause, FibConfig, FibError, Shared};
 use crate::kernel::Family;
 use crate::kernel::netlink::{
@@ -20,6 +22,8 @@ use crate::kernel::netlink::{
 
 /// Messages a `sendmsg`: from 64 on the kernel's own work decides, beyond 256 nothing is gained.
 const BATCH: usize = 256;
+/// Messages taken from the books at once: the lock is had seldom, and no news waits for longer than these take (2 ms).
+const TURN: usize = 1024;
 /// A burst of link events is one cause; and the event is sent shortly before the kernel takes the routes.
 const LINK_SETTLE: Duration = Duration::from_millis(20);
 /// A second look for what the kernel did late.
@@ -42,6 +46,7 @@ const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_NEXTHOP: u32 = 32;
 /// IFF_UP | IFF_RUNNING | IFF_LOWER_UP: what decides whether a link carries routes.
 const CARRIES: u32 = 0x1 | 0x40 | 0x10000;
 
@@ -51,8 +56,14 @@ pub(super) struct Writer {
     wake: UnixStream,
     requests: Netlink,
     monitor: Netlink,
-    batch: Batch,
+    /// Messages that wait to be sent, [`BATCH`] in each.
+    batches: Vec<Batch>,
     jobs: Vec<Job>,
+    object_jobs: Vec<ObjectJob>,
+    /// The kernel has nexthop objects.
+    objects: bool,
+    /// When to read them again: a link that goes takes its own along without a word.
+    objects_at: Vec<Instant>,
     /// The flags of links as last told.
     links: FxHashMap<u32, u32>,
     resync_at: Vec<(Instant, Cause)>,
@@ -65,8 +76,18 @@ impl Writer {
         let ownership = Ownership { protocol: config.protocol, metric: config.metric, table: config.table };
         let mut requests = Netlink::route()?;
         may_write(&mut requests, ownership)?;
-        let groups =
-            [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE];
+        let objects = config.objects && has_objects(&mut requests)?;
+        if !objects {
+            shared.lock().table.without_objects();
+        }
+        let mut groups = vec![
+            RTNLGRP_LINK,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV6_IFADDR,
+            RTNLGRP_IPV6_ROUTE,
+        ];
+        groups.extend(objects.then_some(RTNLGRP_NEXTHOP));
         let monitor = Netlink::route_monitor(&groups, &not_caused_by(requests.port()))?;
         Ok(Self {
             ownership,
@@ -74,8 +95,11 @@ impl Writer {
             wake,
             requests,
             monitor,
-            batch: Batch::new(),
-            jobs: Vec::with_capacity(BATCH),
+            batches: Vec::new(),
+            jobs: Vec::with_capacity(TURN),
+            object_jobs: Vec::new(),
+            objects,
+            objects_at: Vec::new(),
             links: FxHashMap::default(),
             resync_at: Vec::new(),
             conflicts_at: Instant::now(),
@@ -96,30 +120,98 @@ impl Writer {
         }
     }
 
-    /// Writes one batch. Returns whether there may be more to do at once.
+    /// Writes what a turn has room for, objects before the routes that use them. Returns whether there may be more to do
+    /// at once.
     fn write(&mut self) -> bool {
-        self.batch.clear();
+        let mut any = false;
+        loop {
+            // Members first, then the groups that waited for them; and what was resolved while routes were written.
+            while self.write_objects() {
+                any = true;
+            }
+            if !self.write_routes() {
+                return any;
+            }
+            any = true;
+            if !self.shared.lock().table.has_objects() {
+                return true;
+            }
+        }
+    }
+
+    fn write_objects(&mut self) -> bool {
         let mut books = self.shared.lock();
         books.table.retry_due(Instant::now());
-        let (ownership, batch) = (self.ownership, &mut self.batch);
-        books.table.next_batch(BATCH, &mut self.jobs, |prefix, operation, route| match (operation, route) {
-            (Operation::Add, Some(route)) => {
-                ownership.put(batch, NLM_F_CREATE | NLM_F_EXCL, prefix, route);
+        if !books.table.has_objects() {
+            return false;
+        }
+        books.table.next_objects(&mut self.object_jobs);
+        drop(books);
+        let protocol = self.ownership.protocol;
+        let put = |batch: &mut Batch, job: &ObjectJob| match (job.operation, &job.content) {
+            (ObjectOperation::Create, Some(content)) => {
+                object::put(batch, NLM_F_CREATE | NLM_F_EXCL, protocol, job.id, content);
             }
-            (Operation::Replace, Some(route)) => {
-                ownership.put(batch, NLM_F_CREATE | NLM_F_REPLACE, prefix, route);
+            (ObjectOperation::Replace, Some(content)) => {
+                object::put(batch, NLM_F_REPLACE, protocol, job.id, content);
             }
-            _ => ownership.delete(batch, prefix),
+            _ => object::delete(batch, job.id),
+        };
+        let mut batches: Vec<Batch> = Vec::new();
+        for jobs in self.object_jobs.chunks(BATCH) {
+            let mut batch = Batch::new();
+            jobs.iter().for_each(|job| put(&mut batch, job));
+            batches.push(batch);
+        }
+        let sent = self.exchange(&mut batches);
+        let mut books = self.shared.lock();
+        match sent {
+            Ok(refusals) => books.table.complete_objects(&mut self.object_jobs, &refusals, Instant::now()),
+            Err(error) => {
+                books.table.give_back_objects(&mut self.object_jobs);
+                drop(books);
+                self.failed(&error);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn write_routes(&mut self) -> bool {
+        let mut batches = std::mem::take(&mut self.batches);
+        batches.iter_mut().for_each(Batch::clear);
+        let mut books = self.shared.lock();
+        let ownership = self.ownership;
+        let mut written = 0;
+        books.table.next_batch(TURN, &mut self.jobs, |prefix, operation, route| {
+            let at = written / BATCH;
+            if at == batches.len() {
+                batches.push(Batch::new());
+            }
+            written += 1;
+            let batch = &mut batches[at];
+            match (operation, route) {
+                (Operation::Add, Some(route)) => {
+                    ownership.put(batch, NLM_F_CREATE | NLM_F_EXCL, prefix, &route);
+                }
+                (Operation::Replace, Some(route)) => {
+                    ownership.put(batch, NLM_F_CREATE | NLM_F_REPLACE, prefix, &route);
+                }
+                _ => ownership.delete(batch, prefix),
+            }
         });
         drop(books);
+        let sent = match self.jobs.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.exchange(&mut batches),
+        };
+        self.batches = batches;
         if self.jobs.is_empty() {
             return false;
         }
-        let mut refusals: Vec<(usize, Refusal)> = Vec::new();
-        let sent = self.requests.exchange(&mut self.batch, |index, refusal| refusals.push((index, refusal)));
         let mut books = self.shared.lock();
         match sent {
-            Ok(()) => books.table.complete(&mut self.jobs, &refusals, Instant::now()),
+            Ok(refusals) => books.table.complete(&mut self.jobs, &refusals, Instant::now()),
             Err(error) => {
                 books.table.give_back(&mut self.jobs);
                 drop(books);
@@ -127,6 +219,15 @@ impl Writer {
             }
         }
         true
+    }
+
+    /// Sends batches that are full but for the last; the refused messages by their number over all of them.
+    fn exchange(&mut self, batches: &mut [Batch]) -> Result<Vec<(usize, Refusal)>, NetlinkError> {
+        let mut refusals = Vec::new();
+        for (at, batch) in batches.iter_mut().enumerate() {
+            self.requests.exchange(batch, |index, refusal| refusals.push((at * BATCH + index, refusal)))?;
+        }
+        Ok(refusals)
     }
 
     /// Reads notifications until there are none.
@@ -137,6 +238,7 @@ impl Writer {
             let ownership = self.ownership;
             let heard = self.monitor.drain(|header, payload| match header.kind {
                 RTM_NEWROUTE | RTM_DELROUTE => route_event(ownership, &mut books.table, header, payload),
+                RTM_NEWNEXTHOP | RTM_DELNEXTHOP => object_event(ownership, &mut books.table, header, payload),
                 RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => {
                     link_events.push((header.kind, u32_at(payload, 4), u32_at(payload, 8)));
                 }
@@ -150,8 +252,13 @@ impl Writer {
                 books.table.retry_all();
                 books.idle = false;
                 let now = Instant::now();
-                self.resync_at =
-                    vec![(now + LINK_SETTLE, Cause::Link), (now + LINK_SETTLE_AGAIN, Cause::Link)];
+                self.resync_at = vec![(now + LINK_SETTLE_AGAIN, Cause::Link)];
+                if self.objects {
+                    // What became of the objects tells what became of the routes, at no cost.
+                    self.objects_at = vec![now, now + LINK_SETTLE];
+                } else {
+                    self.resync_at.push((now + LINK_SETTLE, Cause::Link));
+                }
             }
             match heard {
                 Ok(true) => {}
@@ -179,6 +286,14 @@ impl Writer {
             }
             *at > now
         });
+        let objects_due = self.objects_at.iter().any(|at| *at <= now);
+        self.objects_at.retain(|at| *at > now);
+        if self.objects && (objects_due || cause.is_some()) {
+            let why = cause.as_ref().unwrap_or(&Cause::Link);
+            if let Err(error) = self.read_objects(why) {
+                self.failed(&error);
+            }
+        }
         if let Some(cause) = cause {
             for family in Family::BOTH {
                 if let Err(error) = self.read(family, &cause) {
@@ -200,22 +315,46 @@ impl Writer {
         }
     }
 
+    fn read_objects(&mut self, cause: &Cause) -> Result<(), NetlinkError> {
+        let (shared, protocol) = (self.shared.clone(), self.ownership.protocol);
+        let now = Instant::now();
+        shared.lock().table.begin_objects();
+        for _ in 0..DUMP_TRIES {
+            let mut request = Batch::new();
+            object::dump(&mut request);
+            let whole = self.requests.dump(
+                &mut request,
+                || "reading nexthop objects".to_owned(),
+                |kind, payload| {
+                    if kind == RTM_NEWNEXTHOP
+                        && let Some(found) = KernelObject::parse(payload)
+                    {
+                        let ours = found.protocol == protocol;
+                        shared.lock().table.object_seen(found, ours, cause.clone(), now);
+                    }
+                },
+            )?;
+            if whole {
+                shared.lock().table.end_objects();
+                return Ok(());
+            }
+        }
+        Err(NetlinkError::Unstable { family: "nexthop" })
+    }
+
     fn read(&mut self, family: Family, cause: &Cause) -> Result<(), NetlinkError> {
         let ownership = self.ownership;
         let shared = self.shared.clone();
-        {
-            let mut books = shared.lock();
-            books.table.stats_mut().resyncs += 1;
-            books.table.begin_dump();
-        }
+        let now = Instant::now();
+        shared.lock().table.begin_dump(family);
         for _ in 0..DUMP_TRIES {
             let whole = self.dump(family, false, |route| {
                 if route.metric == ownership.metric && route.protocol == ownership.protocol {
-                    shared.lock().table.seen(route.prefix, route.as_route().as_ref(), cause.clone());
+                    shared.lock().table.seen(&route, cause.clone(), now);
                 }
             })?;
             if whole {
-                shared.lock().table.end_dump(family, cause);
+                shared.lock().table.end_dump(family, cause, now);
                 return Ok(());
             }
         }
@@ -235,7 +374,7 @@ impl Writer {
         let mut books = shared.lock();
         for route in &found {
             if route.protocol == ownership.protocol {
-                books.table.adopt(route.prefix, route.as_route().as_ref());
+                books.table.adopt(route, Instant::now());
             } else {
                 let reason = format!(
                     "a route of protocol {} holds it at our metric {}; delete or move that route",
@@ -299,7 +438,8 @@ impl Writer {
         }
         let conflicts = Family::BOTH.into_iter().any(|family| books.table.conflicting(family));
         let resyncs = self.resync_at.iter().map(|(at, _)| *at);
-        let others = resyncs.chain(conflicts.then_some(self.conflicts_at));
+        let others =
+            resyncs.chain(conflicts.then_some(self.conflicts_at)).chain(self.objects_at.iter().copied());
         deadline = deadline.into_iter().chain(others).min();
         books.idle = true;
         self.shared.idle.notify_all();
@@ -335,6 +475,17 @@ fn may_write(requests: &mut Netlink, ownership: Ownership) -> Result<(), Netlink
     match requests.request(&mut batch, || "writing routes".to_owned()) {
         Err(NetlinkError::Refused { refusal, .. }) if refusal.errno != libc::EPERM => Ok(()),
         other => other,
+    }
+}
+
+/// Whether this kernel has nexthop objects (Linux 5.3).
+fn has_objects(requests: &mut Netlink) -> Result<bool, NetlinkError> {
+    let mut request = Batch::new();
+    object::dump(&mut request);
+    match requests.dump(&mut request, || "reading nexthop objects".to_owned(), |_, _| {}) {
+        Ok(_) => Ok(true),
+        Err(NetlinkError::Refused { refusal, .. }) if refusal.errno == libc::EOPNOTSUPP => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -382,20 +533,29 @@ fn route_event(ownership: Ownership, table: &mut Table, header: Header, payload:
     }
     let ours = route.protocol == ownership.protocol;
     let replaced = header.flags & NLM_F_REPLACE != 0;
-    let as_route = route.as_route();
+    let now = Instant::now();
     match (header.kind, ours) {
-        (RTM_NEWROUTE, true) => {
-            let held = as_route.as_ref().map_or(Held::Strange, Held::Route);
-            table.changed(route.prefix, held, cause(header, true));
-        }
-        (RTM_NEWROUTE, false) if replaced => table.changed(route.prefix, Held::Nothing, cause(header, true)),
+        (RTM_NEWROUTE, true) => table.changed(route.prefix, Some(&route), cause(header, true), now),
+        (RTM_NEWROUTE, false) if replaced => table.changed(route.prefix, None, cause(header, true), now),
         (RTM_NEWROUTE, false) => table.contest(route.prefix, true),
         // IPv6 takes single next hops out of a multipath route: what is left is not what we wrote.
-        (_, true) if !table.holds(route.prefix, as_route.as_ref()) => {
-            table.changed(route.prefix, Held::Strange, cause(header, true));
+        (_, true) if !table.holds(&route) => {
+            let rest = KernelRoute { unicast: false, hops: Vec::new(), next_hop: None, ..route };
+            table.changed(rest.prefix, Some(&rest), cause(header, true), now);
         }
-        (_, true) => table.changed(route.prefix, Held::Nothing, cause(header, false)),
+        (_, true) => table.changed(route.prefix, None, cause(header, false), now),
         (_, false) => table.contest(route.prefix, false),
+    }
+}
+
+fn object_event(ownership: Ownership, table: &mut Table, header: Header, payload: &[u8]) {
+    let Some(found) = KernelObject::parse(payload) else { return };
+    let ours = found.protocol == ownership.protocol;
+    let now = Instant::now();
+    match header.kind {
+        RTM_NEWNEXTHOP => table.object_seen(found, ours, cause(header, true), now),
+        _ if ours => table.object_gone(found.id, cause(header, false), now),
+        _ => {}
     }
 }
 

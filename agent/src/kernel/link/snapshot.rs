@@ -1,14 +1,16 @@
 //! What the kernel said of links, addresses and other owners' routes, and what follows from it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use prefix_trie::PrefixMap;
+use smallvec::SmallVec;
 
 use super::{Egress, Found};
 use crate::kernel::fib::address;
-use crate::kernel::fib::{KernelRoute, NextHop, PROTOCOL, TABLE_MAIN};
+use crate::kernel::fib::object::{Content, KernelObject};
+use crate::kernel::fib::{KernelHop, KernelRoute, Neighbor, NextHop, PROTOCOL, TABLE_MAIN};
 use crate::kernel::netlink::{Attrs, text, u32_at};
 
 /// struct ifinfomsg and struct ifaddrmsg.
@@ -18,8 +20,9 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// Administratively up, with carrier.
+/// Administratively up; with carrier.
 const IFF_UP: u32 = 0x1;
+const IFF_RUNNING: u32 = 0x40;
 const IFF_LOWER_UP: u32 = 0x10000;
 /// Gateways that lead to gateways: deeper than any sane table.
 const MAX_DEPTH: usize = 4;
@@ -31,28 +34,77 @@ struct Link {
     mtu: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A route as it stands in the table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Route {
     metric: u32,
+    protocol: u8,
+    way: Way,
+}
+
+/// Where it leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    /// By next hops of its own.
+    Hops(SmallVec<[Hop; 1]>),
+    /// By a nexthop object, whatever that is at the moment.
+    Object(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Hop {
     ifindex: u32,
     gateway: Option<IpAddr>,
+    onlink: bool,
 }
+
+/// What a notification means to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// This link lost its carrier, was set down or is gone.
+    pub(super) down: Option<u32>,
+    /// Next hops may resolve otherwise, or this node's addresses are others.
+    pub(super) relevant: bool,
+    /// The kernel has done, or may have done, more than it said.
+    pub(super) read_again: bool,
+}
+
+impl News {
+    fn relevant(relevant: bool) -> Self {
+        Self { relevant, ..Self::default() }
+    }
+}
+
+type Routes = SmallVec<[Route; 1]>;
 
 /// The kernel's tables at one moment.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Snapshot {
     links: BTreeMap<u32, Link>,
     /// Address with its prefix length, and its link. Link-local ones are left out: each pod's veth has one.
-    addresses: Vec<(IpNetwork, u32)>,
-    ipv4: PrefixMap<Ipv4Network, Vec<Route>>,
-    ipv6: PrefixMap<Ipv6Network, Vec<Route>>,
+    addresses: BTreeSet<(IpNetwork, u32)>,
+    objects: BTreeMap<u32, Object>,
+    /// Main table, unicast, other owners'. The routes of a prefix are in order.
+    ipv4: PrefixMap<Ipv4Network, Routes>,
+    ipv6: PrefixMap<Ipv6Network, Routes>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Object {
+    Single(Hop),
+    Group(SmallVec<[u32; 4]>),
+    Other,
 }
 
 impl Snapshot {
-    pub(super) fn add_link(&mut self, payload: &[u8]) {
-        let (Some(index), Some(flags)) = (u32_at(payload, 4), u32_at(payload, 8)) else { return };
-        let mut link =
-            Link { name: String::new(), up: flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0, mtu: 0 };
+    // What the kernel says.
+
+    pub(super) fn add_link(&mut self, payload: &[u8]) -> News {
+        let (Some(index), Some(flags)) = (u32_at(payload, 4), u32_at(payload, 8)) else {
+            return News::default();
+        };
+        let up = flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0;
+        let mut link = Link { name: String::new(), up, mtu: 0 };
         for (kind, value) in Attrs::new(payload.get(IFINFOMSG..).unwrap_or_default()) {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
@@ -60,46 +112,163 @@ impl Snapshot {
                 _ => {}
             }
         }
-        self.links.insert(index, link);
+        let old = self.links.insert(index, link.clone());
+        let was_up = old.as_ref().is_some_and(|old| old.up);
+        // A link that comes back counts even without an address: it may lead to a neighbour known by its link-local one.
+        // Pods come, and that is no news: a veth without an address carries no next hop.
+        let back = up && old.as_ref().is_some_and(|old| !old.up);
+        let relevant = back || (self.carries(index) && old.as_ref() != Some(&link));
+        let mut news = News { down: (was_up && !up).then_some(index), relevant, read_again: false };
+        if !up {
+            let carrier = flags & (IFF_RUNNING | IFF_LOWER_UP) != 0;
+            let taken = self.take_from(index, flags & IFF_UP == 0, !carrier || flags & IFF_UP == 0);
+            news.relevant |= taken || (was_up && self.carries(index));
+            news.read_again = was_up && (taken || self.carries(index));
+        }
+        news
     }
 
-    pub(super) fn add_address(&mut self, payload: &[u8]) {
-        let (Some(length), Some(link)) = (payload.get(1), u32_at(payload, 4)) else { return };
-        let (mut local, mut other) = (None, None);
-        for (kind, value) in Attrs::new(payload.get(IFADDRMSG..).unwrap_or_default()) {
-            match kind {
-                IFA_LOCAL => local = address(value),
-                IFA_ADDRESS => other = address(value),
-                _ => {}
+    pub(super) fn remove_link(&mut self, payload: &[u8]) -> News {
+        let Some(index) = u32_at(payload, 4) else { return News::default() };
+        let Some(old) = self.links.remove(&index) else { return News::default() };
+        let carried = self.carries(index);
+        let taken = self.take_from(index, true, true);
+        News { down: old.up.then_some(index), relevant: carried || taken, read_again: carried || taken }
+    }
+
+    /// What the kernel does without a word when a link goes: IPv4 routes all of whose next hops were there go when it is set
+    /// down, nexthop objects also when it loses its carrier, and with them what used them.
+    fn take_from(&mut self, link: u32, routes: bool, objects: bool) -> bool {
+        let mut taken = false;
+        if objects {
+            let single = |object: &Object| matches!(object, Object::Single(hop) if hop.ifindex == link);
+            let gone: Vec<u32> =
+                self.objects.iter().filter(|(_, object)| single(object)).map(|(id, _)| *id).collect();
+            for id in gone {
+                taken |= self.remove_object(id).relevant;
             }
         }
-        // IFA_ADDRESS is the far end on a point-to-point link; IFA_LOCAL, where it is there, is ours.
-        let net = local.or(other).and_then(|ip| IpNetwork::new(ip, *length).ok());
-        if let Some(net) = net.filter(|net| !link_local(net.ip())) {
-            self.addresses.push((net, link));
+        if routes {
+            let there = |route: &Route| match &route.way {
+                Way::Hops(hops) => hops.iter().all(|hop| hop.ifindex == link),
+                Way::Object(_) => false,
+            };
+            taken |= take(&mut self.ipv4, there);
         }
+        taken
     }
 
-    pub(super) fn add_route(&mut self, route: &KernelRoute) {
-        if route.protocol == PROTOCOL
-            || route.table != TABLE_MAIN
-            || !route.unicast
-            || link_local(route.prefix.ip())
-        {
-            return;
-        }
-        let entries =
-            route.hops.iter().map(|h| Route { metric: route.metric, ifindex: h.ifindex, gateway: h.gateway });
+    pub(super) fn add_address(&mut self, payload: &[u8]) -> News {
+        News::relevant(parse_address(payload).is_some_and(|address| self.addresses.insert(address)))
+    }
+
+    pub(super) fn remove_address(&mut self, payload: &[u8]) -> News {
+        let gone = parse_address(payload).is_some_and(|address| self.addresses.remove(&address));
+        // Routes that prefer it as their source go without a word.
+        News { relevant: gone, read_again: gone, down: None }
+    }
+
+    /// `replace`: in place of another one.
+    pub(super) fn add_route(&mut self, route: &KernelRoute, replace: bool) -> News {
+        let Some(new) = other_owners(route) else { return News::default() };
         match route.prefix {
-            IpNetwork::V4(prefix) => self.ipv4.entry(prefix).or_default().extend(entries),
-            IpNetwork::V6(prefix) => self.ipv6.entry(prefix).or_default().extend(entries),
+            IpNetwork::V4(prefix) => {
+                let routes = self.ipv4.entry(prefix).or_default();
+                let same = routes.iter().filter(|old| old.metric == new.metric).count();
+                if replace && same == 1 {
+                    routes.retain(|old| old.metric != new.metric);
+                }
+                // Of several it is the first one, which is not known here.
+                News { relevant: insert(routes, new), read_again: replace && same > 1, down: None }
+            }
+            IpNetwork::V6(prefix) => {
+                // Routes of one metric are one route with several next hops, told as a whole.
+                let routes = self.ipv6.entry(prefix).or_default();
+                let before = routes.clone();
+                let same =
+                    |old: &Route| old.metric == new.metric && (replace || old.protocol == new.protocol);
+                let whole = replace || route.hops.iter().any(|hop| hop.gateway.is_some());
+                routes.retain(|old| !(whole && same(old)));
+                insert(routes, new);
+                News::relevant(*routes != before)
+            }
         }
     }
 
-    /// Called once all is there: order and the order of arrival become independent.
-    pub(super) fn finish(&mut self) {
-        self.addresses.sort_unstable();
+    pub(super) fn remove_route(&mut self, route: &KernelRoute) -> News {
+        let Some(gone) = other_owners(route) else { return News::default() };
+        let remove = |routes: &mut Routes| {
+            let before = routes.len();
+            routes.retain(|old| *old != gone);
+            before != routes.len()
+        };
+        let found = match route.prefix {
+            IpNetwork::V4(prefix) => self.ipv4.get_mut(&prefix).is_some_and(remove),
+            IpNetwork::V6(prefix) => self.ipv6.get_mut(&prefix).is_some_and(remove),
+        };
+        match route.prefix {
+            IpNetwork::V4(prefix) if self.ipv4.get(&prefix).is_some_and(|r| r.is_empty()) => {
+                self.ipv4.remove(&prefix);
+            }
+            IpNetwork::V6(prefix) if self.ipv6.get(&prefix).is_some_and(|r| r.is_empty()) => {
+                self.ipv6.remove(&prefix);
+            }
+            _ => {}
+        }
+        // Not as it is known here: a single next hop out of several.
+        News { relevant: found, read_again: !found, down: None }
     }
+
+    /// Anybody's: ours are needed to describe routes.
+    pub(super) fn add_object(&mut self, object: KernelObject) -> News {
+        let theirs = object.protocol != PROTOCOL;
+        let new = match object.content {
+            Content::Neighbor(Neighbor { gateway, ifindex, onlink }) => {
+                Object::Single(Hop { ifindex, gateway: Some(gateway), onlink })
+            }
+            Content::Members(members) => Object::Group(members),
+            Content::Strange if object.ifindex != 0 => {
+                Object::Single(Hop { ifindex: object.ifindex, gateway: None, onlink: false })
+            }
+            Content::Strange => Object::Other,
+        };
+        let changed = self.objects.get(&object.id) != Some(&new);
+        self.objects.insert(object.id, new);
+        News::relevant(changed && theirs)
+    }
+
+    /// It goes out of its groups, and with it those that it leaves empty and the routes that used them.
+    pub(super) fn remove_object(&mut self, id: u32) -> News {
+        if self.objects.remove(&id).is_none() {
+            return News::default();
+        }
+        let mut empty = Vec::new();
+        for (group, object) in &mut self.objects {
+            if let Object::Group(members) = object {
+                members.retain(|member| *member != id);
+                if members.is_empty() {
+                    empty.push(*group);
+                }
+            }
+        }
+        let used = |route: &Route| route.way == Way::Object(id);
+        let mut relevant = take(&mut self.ipv4, used);
+        relevant |= take(&mut self.ipv6, used);
+        for group in empty {
+            relevant |= self.remove_object(group).relevant;
+        }
+        News::relevant(relevant)
+    }
+
+    /// Whether an address is on the link, or a route leads out of it.
+    fn carries(&self, link: u32) -> bool {
+        let on = |route: &Route| self.hops(route).any(|hop| hop.ifindex == link);
+        self.addresses.iter().any(|(_, on)| *on == link)
+            || self.ipv4.values().flatten().any(on)
+            || self.ipv6.values().flatten().any(on)
+    }
+
+    // What differs.
 
     /// The links that were up before and are not in `new`.
     pub(super) fn gone_down(&self, new: &Snapshot) -> Vec<u32> {
@@ -107,8 +276,7 @@ impl Snapshot {
         self.links.keys().filter(|i| up(self, i) && !up(new, i)).copied().collect()
     }
 
-    /// Whether anything but the coming and going of pods is different. A link that gets its carrier back counts even without
-    /// an address: it may lead to a neighbour known by its link-local one.
+    /// Whether anything but the coming and going of pods is different.
     pub(super) fn relevant_change(&self, new: &Snapshot) -> bool {
         let carrying = |s: &Snapshot| -> Vec<(u32, Link)> {
             let holds = |index: &u32| s.addresses.iter().any(|(_, link)| link == index);
@@ -119,8 +287,11 @@ impl Snapshot {
             || self.addresses != new.addresses
             || self.ipv4 != new.ipv4
             || self.ipv6 != new.ipv6
+            || self.objects != new.objects
             || carrying(self) != carrying(new)
     }
+
+    // What follows.
 
     pub(super) fn addresses(&self) -> Vec<IpNetwork> {
         self.addresses.iter().map(|(net, _)| *net).collect()
@@ -142,50 +313,136 @@ impl Snapshot {
     }
 
     pub(super) fn egress(&self, address: IpAddr) -> Option<Egress> {
-        let first = self.route_to(address)?;
+        let (first, mut hop) = self.route_to(address)?;
         let mut gateway = address;
-        let mut route = first;
         for _ in 0..MAX_DEPTH {
-            let Some(next) = route.gateway else {
+            let Some(next) = hop.gateway else {
                 let connected = gateway == address;
-                let metric = if connected { 0 } else { first.metric.max(1) };
-                return Some(Egress { hop: NextHop { gateway, ifindex: route.ifindex }, metric, connected });
+                let metric = if connected { 0 } else { first.max(1) };
+                let hop = NextHop { gateway, ifindex: hop.ifindex };
+                return Some(Egress { hop, metric, connected, onlink: false });
             };
             // A gateway is on-link by the kernel's own rule, on the very link that the route names.
-            if route.ifindex != 0 {
-                let hop = NextHop { gateway: next, ifindex: route.ifindex };
-                return Some(Egress { hop, metric: first.metric.max(1), connected: false });
+            if hop.ifindex != 0 {
+                let onlink = hop.onlink;
+                let hop = NextHop { gateway: next, ifindex: hop.ifindex };
+                return Some(Egress { hop, metric: first.max(1), connected: false, onlink });
             }
             gateway = next;
-            route = self.route_to(next)?;
+            hop = self.route_to(next)?.1;
         }
         None
     }
 
     pub(super) fn neighbor(&self, hop: NextHop) -> Option<Egress> {
         let up = self.links.get(&hop.ifindex).is_some_and(|l| l.up);
-        up.then_some(Egress { hop, metric: 0, connected: true })
+        up.then_some(Egress { hop, metric: 0, connected: true, onlink: false })
     }
 
-    /// The best usable entry of the longest match; never a default route.
-    fn route_to(&self, address: IpAddr) -> Option<Route> {
-        let entries = match address {
+    /// The best usable way of the longest match, with its metric; never a default route.
+    fn route_to(&self, address: IpAddr) -> Option<(u32, Hop)> {
+        let routes = match address {
             IpAddr::V4(a) => self.ipv4.get_lpm(&Ipv4Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
             IpAddr::V6(a) => self.ipv6.get_lpm(&Ipv6Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
         };
-        let usable = |r: &&Route| self.links.get(&r.ifindex).is_none_or(|l| l.up);
-        entries.iter().filter(usable).min_by_key(|r| (r.metric, r.ifindex, r.gateway)).copied()
+        let usable = |hop: &Hop| self.links.get(&hop.ifindex).is_none_or(|l| l.up);
+        let ways = routes.iter().flat_map(|route| self.hops(route).map(move |hop| (route.metric, hop)));
+        ways.filter(|(_, hop)| usable(hop)).min()
+    }
+
+    /// The ways out of a route, those of its object included.
+    fn hops(&self, route: &Route) -> impl Iterator<Item = Hop> {
+        let (own, object) = match &route.way {
+            Way::Hops(hops) => (&hops[..], None),
+            Way::Object(id) => (&[][..], Some(*id)),
+        };
+        own.iter().copied().chain(object.into_iter().flat_map(|id| self.object_hops(id)))
+    }
+
+    fn object_hops(&self, id: u32) -> SmallVec<[Hop; 1]> {
+        let single = |id: &u32| match self.objects.get(id) {
+            Some(Object::Single(hop)) => Some(*hop),
+            _ => None,
+        };
+        match self.objects.get(&id) {
+            Some(Object::Group(members)) => members.iter().filter_map(single).collect(),
+            _ => single(&id).into_iter().collect(),
+        }
     }
 
     pub(super) fn describe(&self, route: &KernelRoute) -> Found {
+        let hops = match route.next_hop {
+            Some(id) => self.object_hops(id),
+            None => hops_of(route),
+        };
         Found {
             prefix: Some(route.prefix),
-            gateways: route.hops.iter().filter_map(|h| h.gateway).collect(),
-            interfaces: route.hops.iter().filter(|h| h.ifindex != 0).map(|h| self.name(h.ifindex)).collect(),
-            ifindexes: route.hops.iter().map(|h| h.ifindex).filter(|index| *index != 0).collect(),
+            gateways: hops.iter().filter_map(|h| h.gateway).collect(),
+            interfaces: hops.iter().filter(|h| h.ifindex != 0).map(|h| self.name(h.ifindex)).collect(),
+            ifindexes: hops.iter().map(|h| h.ifindex).filter(|index| *index != 0).collect(),
             owner: owner(route.protocol),
         }
     }
+}
+
+/// Address with its prefix length, and its link.
+fn parse_address(payload: &[u8]) -> Option<(IpNetwork, u32)> {
+    let (length, link) = (*payload.get(1)?, u32_at(payload, 4)?);
+    let (mut local, mut other) = (None, None);
+    for (kind, value) in Attrs::new(payload.get(IFADDRMSG..)?) {
+        match kind {
+            IFA_LOCAL => local = address(value),
+            IFA_ADDRESS => other = address(value),
+            _ => {}
+        }
+    }
+    // IFA_ADDRESS is the far end on a point-to-point link; IFA_LOCAL, where it is there, is ours.
+    let net = IpNetwork::new(local.or(other)?, length).ok()?;
+    (!link_local(net.ip())).then_some((net, link))
+}
+
+/// A route by which a next hop may resolve.
+fn other_owners(route: &KernelRoute) -> Option<Route> {
+    let ours = route.protocol == PROTOCOL;
+    if ours || route.table != TABLE_MAIN || !route.unicast || link_local(route.prefix.ip()) {
+        return None;
+    }
+    let way = route.next_hop.map_or_else(|| Way::Hops(hops_of(route)), Way::Object);
+    Some(Route { metric: route.metric, protocol: route.protocol, way })
+}
+
+fn hops_of(route: &KernelRoute) -> SmallVec<[Hop; 1]> {
+    let hop = |hop: &KernelHop| Hop { ifindex: hop.ifindex, gateway: hop.gateway, onlink: hop.onlink };
+    route.hops.iter().map(hop).collect()
+}
+
+/// Keeps the order, so that it does not depend on that of the notifications. Whether it was not there.
+fn insert(routes: &mut Routes, new: Route) -> bool {
+    match routes.binary_search(&new) {
+        Ok(_) => false,
+        Err(at) => {
+            routes.insert(at, new);
+            true
+        }
+    }
+}
+
+/// Removes routes; whether there were any.
+fn take<P: prefix_trie::Prefix + Clone>(
+    table: &mut PrefixMap<P, Routes>,
+    which: impl Fn(&Route) -> bool,
+) -> bool {
+    let concerned: Vec<P> =
+        table.iter().filter(|(_, routes)| routes.iter().any(&which)).map(|(p, _)| p).collect();
+    for prefix in &concerned {
+        if let Some(routes) = table.get_mut(prefix) {
+            routes.retain(|route| !which(route));
+            if routes.is_empty() {
+                table.remove(prefix);
+            }
+        }
+    }
+    !concerned.is_empty()
 }
 
 fn link_local(ip: IpAddr) -> bool {
@@ -217,7 +474,6 @@ fn owner(protocol: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::fib::KernelHop;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -237,9 +493,15 @@ mod tests {
             table: TABLE_MAIN,
             blackhole: false,
             unicast: true,
+            next_hop: None,
             hops: hops
                 .iter()
-                .map(|(ifindex, g)| KernelHop { ifindex: *ifindex, gateway: g.map(ip), weight: 0 })
+                .map(|(ifindex, g)| KernelHop {
+                    ifindex: *ifindex,
+                    gateway: g.map(ip),
+                    weight: 0,
+                    onlink: false,
+                })
                 .collect(),
         }
     }
@@ -247,7 +509,7 @@ mod tests {
     #[test]
     fn a_neighbour_on_a_connected_subnet_is_its_own_gateway() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
         let e = s.egress(ip("10.1.0.1")).unwrap();
         assert_eq!((e.hop.gateway, e.hop.ifindex, e.metric, e.connected), (ip("10.1.0.1"), 2, 0, true));
     }
@@ -255,8 +517,8 @@ mod tests {
     #[test]
     fn a_distant_next_hop_resolves_through_other_owners_routes_and_costs_their_metric() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
-        s.add_route(&route("10.9.0.0/16", 20, 188, &[(2, Some("10.1.0.1"))]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
+        s.add_route(&route("10.9.0.0/16", 20, 188, &[(2, Some("10.1.0.1"))]), false);
         let e = s.egress(ip("10.9.9.9")).unwrap();
         assert_eq!((e.hop.gateway, e.metric, e.connected), (ip("10.1.0.1"), 20, false));
     }
@@ -264,17 +526,17 @@ mod tests {
     #[test]
     fn a_next_hop_resolves_neither_through_a_default_route_nor_through_our_own() {
         let mut s = with_links(&[(2, true)]);
-        s.add_route(&route("0.0.0.0/0", 0, 16, &[(2, Some("10.1.0.1"))]));
-        s.add_route(&route("10.9.0.0/16", 77, PROTOCOL, &[(2, Some("10.1.0.1"))]));
+        s.add_route(&route("0.0.0.0/0", 0, 16, &[(2, Some("10.1.0.1"))]), false);
+        s.add_route(&route("10.9.0.0/16", 77, PROTOCOL, &[(2, Some("10.1.0.1"))]), false);
         assert_eq!(s.egress(ip("10.9.9.9")), None);
     }
 
     #[test]
     fn a_link_that_is_down_leads_nowhere() {
         let mut s = with_links(&[(2, false), (3, true)]);
-        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]));
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
         assert_eq!(s.egress(ip("10.1.0.1")), None);
-        s.add_route(&route("10.1.0.0/24", 100, 4, &[(3, None)]));
+        s.add_route(&route("10.1.0.0/24", 100, 4, &[(3, None)]), false);
         assert_eq!(s.egress(ip("10.1.0.1")).unwrap().hop.ifindex, 3);
     }
 
@@ -282,7 +544,7 @@ mod tests {
     fn a_link_local_neighbour_is_as_reachable_as_its_link() {
         let s = with_links(&[(2, true), (3, false)]);
         let on = |ifindex| NextHop { gateway: ip("fe80::1"), ifindex };
-        assert_eq!(s.neighbor(on(2)), Some(Egress { hop: on(2), metric: 0, connected: true }));
+        assert_eq!(s.neighbor(on(2)), Some(Egress { hop: on(2), metric: 0, connected: true, onlink: false }));
         assert_eq!((s.neighbor(on(3)), s.neighbor(on(4))), (None, None));
         assert_eq!(s.egress(ip("fe80::1")), None, "without its interface it is nowhere");
     }
@@ -291,7 +553,7 @@ mod tests {
     fn pods_that_come_and_go_are_no_news_but_uplinks_are() {
         let uplink = |up| {
             let mut s = with_links(&[(2, up), (3, true)]);
-            s.addresses.push(("10.1.0.2/24".parse().unwrap(), 2));
+            s.addresses.insert(("10.1.0.2/24".parse().unwrap(), 2));
             s
         };
         let mut with_pod = uplink(true);
