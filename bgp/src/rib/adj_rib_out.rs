@@ -138,8 +138,13 @@ impl Rib {
     pub(crate) fn mark_all_for(&mut self, id: u32, family: Family) {
         let Some(out) = self.out_table(id, family) else { return };
         let mut table = std::mem::take(out);
+        let policy = self.export_policy(id).expect("it has a table");
         for slot in 0..self.tables[family].slots() {
-            if !self.tables[family].paths(slot).is_empty() || table.advertised.contains(slot) {
+            let wanted = match table.paths {
+                Some(_) => !self.tables[family].paths(slot).is_empty(),
+                None => self.may_export_best(policy, family, slot),
+            };
+            if wanted || table.advertised.contains(slot) {
                 table.dirty.insert(slot);
             }
         }
@@ -164,13 +169,22 @@ impl Rib {
         self.groups.forget_slot(family, slot);
         for i in 0..self.targets.len() {
             let id = self.targets[i];
-            if let Some(table) = self.out_table(id, family)
-                && (!only_add_path || table.paths.is_some())
-            {
-                table.dirty.insert(slot);
+            if self.concerns(id, family, slot, only_add_path) {
+                self.out_table(id, family).expect("it is concerned").dirty.insert(slot);
                 self.wake(id);
             }
         }
+    }
+
+    /// Whether a slot may have to be said or taken back to a peer. In a mesh, and by the default export, most of what is
+    /// learned is nobody else's concern: looking at it once for each peer would cost more than learning it.
+    fn concerns(&self, id: u32, family: Family, slot: u32, only_add_path: bool) -> bool {
+        let Some(adj) = self.adj_out.get(id as usize).and_then(Option::as_ref) else { return false };
+        let Some(table) = &adj.families[family] else { return false };
+        if table.paths.is_some() {
+            return true;
+        }
+        !only_add_path && (table.advertised.contains(slot) || self.may_export_best(&adj.policy, family, slot))
     }
 
     /// Peers that have something to be sent since they last had nothing.

@@ -195,6 +195,18 @@ impl Rib {
         }
     }
 
+    /// Whether anything but a look at communities and filters could say no to a slot's best path.
+    pub(super) fn may_export_best(&self, policy: &ExportPolicy, family: Family, slot: u32) -> bool {
+        let Some(best) = self.tables[family].paths(slot).first().filter(|p| p.is_best()) else {
+            return false;
+        };
+        match self.kind(policy, best) {
+            Ok(Kind::Local | Kind::Reflected) => true,
+            Ok(Kind::External | Kind::Internal) => !policy.filters.is_empty(),
+            Err(_) => false,
+        }
+    }
+
     /// Whether a slot's best path goes to a peer, and what its attributes then depend on, for people: nothing is counted.
     pub(super) fn export_best(
         &self,

@@ -7,6 +7,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 
 use crate::speaker::{FibNextHop, NextHopState};
+use crate::types::Family;
 use crate::wire::attribute::{NextHop, PathAttributes};
 
 /// An interned attribute set.
@@ -122,7 +123,21 @@ struct NextHopSlot {
     /// Where packets go, and what is tracked.
     gateway: FibNextHop,
     state: Option<NextHopState>,
+    /// Until the first answer: which slots wait for it. Beyond `MAX_WAITING` all are looked at.
+    waiting: Vec<(Family, u32)>,
 }
+
+/// What an answer about a next hop means for the table.
+#[derive(Debug, Default)]
+pub(crate) struct Answered {
+    /// Only these slots, which came since the question.
+    pub(crate) slots: Vec<(Family, u32)>,
+    /// All slots with paths over these.
+    pub(crate) hops: SmallVec<[NextHopId; 1]>,
+}
+
+/// So many slots are remembered for a next hop that has had no answer.
+const MAX_WAITING: usize = 1024;
 
 impl NextHops {
     /// The number of this next hop, used once more; its packets go to `gateway`.
@@ -133,7 +148,7 @@ impl NextHops {
         }
         let siblings = self.by_gateway.entry(gateway).or_default();
         let state = siblings.first().and_then(|s| self.hops[*s as usize].state);
-        let slot = NextHopSlot { uses: 1, hop, gateway, state };
+        let slot = NextHopSlot { uses: 1, hop, gateway, state, waiting: Vec::new() };
         let id = match self.free.pop() {
             Some(id) => {
                 self.hops[id as usize] = slot;
@@ -161,6 +176,7 @@ impl NextHops {
         if slot.uses == 0 {
             let (hop, gateway) = (slot.hop, slot.gateway);
             slot.state = None;
+            slot.waiting = Vec::new();
             self.by_key.remove(&(hop, gateway));
             self.free.push(id.0);
             let siblings = self.by_gateway.get_mut(&gateway).expect("every hop is listed by its gateway");
@@ -190,20 +206,34 @@ impl NextHops {
         (id != NextHopId::LOCAL).then(|| self.hops[id.0 as usize].gateway)
     }
 
-    /// Notes what the shell found out. The ids whose state changed.
-    pub(crate) fn set_state(&mut self, gateway: FibNextHop, state: NextHopState) -> SmallVec<[NextHopId; 1]> {
+    /// A slot has a path over this next hop: if nothing is known of it, the first answer is for that slot.
+    pub(crate) fn wait(&mut self, id: NextHopId, family: Family, at: u32) {
+        if id == NextHopId::LOCAL {
+            return;
+        }
+        let slot = &mut self.hops[id.0 as usize];
+        if slot.state.is_none() && slot.waiting.len() <= MAX_WAITING {
+            slot.waiting.push((family, at));
+        }
+    }
+
+    /// Notes what the shell found out.
+    pub(crate) fn set_state(&mut self, gateway: FibNextHop, state: NextHopState) -> Answered {
+        let mut answered = Answered::default();
         let Some(ids) = self.by_gateway.get(&gateway) else {
-            return SmallVec::new();
+            return answered;
         };
-        let mut changed = SmallVec::new();
         for id in ids {
             let slot = &mut self.hops[*id as usize];
-            if slot.state != Some(state) {
-                slot.state = Some(state);
-                changed.push(NextHopId(*id));
+            let before = slot.state.replace(state);
+            let waiting = std::mem::take(&mut slot.waiting);
+            if before.is_none() && waiting.len() <= MAX_WAITING {
+                answered.slots.extend(waiting);
+            } else if before != Some(state) {
+                answered.hops.push(NextHopId(*id));
             }
         }
-        changed
+        answered
     }
 
     /// Some next hop has had no answer yet.
@@ -287,9 +317,19 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(all.take_tracking(), [(gateway, true)]);
         assert!(all.any_unknown());
-        assert_eq!(all.set_state(gateway, UP).len(), 2);
+        all.wait(a, Family::Ipv4Unicast, 7);
+        all.wait(b, Family::Ipv4Unicast, 8);
+        let first = all.set_state(gateway, UP);
+        assert_eq!(
+            first.slots,
+            [(Family::Ipv4Unicast, 7), (Family::Ipv4Unicast, 8)],
+            "only those that waited"
+        );
+        assert!(first.hops.is_empty());
+        assert_eq!(all.set_state(gateway, NextHopState::Unreachable).hops.len(), 2);
+        assert_eq!(all.set_state(gateway, UP).hops.len(), 2);
         assert!(!all.any_unknown());
-        assert!(all.set_state(gateway, UP).is_empty(), "no news is no change");
+        assert!(all.set_state(gateway, UP).hops.is_empty(), "no news is no change");
         all.release(a);
         assert!(all.take_tracking().is_empty());
         assert_eq!(all.intern(global(), gateway), a);
@@ -305,7 +345,9 @@ mod tests {
         let (on_3, on_4) = (all.intern(global(), link_local(3)), all.intern(global(), link_local(4)));
         assert_ne!(on_3, on_4);
         assert_eq!(all.fib(on_3).unwrap(), link_local(3));
-        assert_eq!(all.set_state(link_local(3), UP).len(), 1);
+        (0..=MAX_WAITING as u32).for_each(|slot| all.wait(on_3, Family::Ipv6Unicast, slot));
+        let answered = all.set_state(link_local(3), UP);
+        assert_eq!(answered.hops.as_slice(), [on_3], "too many waited to remember each");
         assert_eq!((all.state(on_3), all.state(on_4)), (Some(UP), None));
     }
 }

@@ -103,6 +103,7 @@ impl Rib {
         let family = prefix.family();
         path.set_protected(!path.is_explicit() && self.protected.reject(prefix).is_some());
         let slot = self.tables[family].find_or_insert(prefix);
+        self.next_hops.wait(path.next_hop, family, slot);
         let before = self.selection(family, slot);
         let paths = self.tables[family].paths_mut(slot);
         let was_empty = paths.is_empty();
@@ -211,7 +212,9 @@ impl Rib {
 
     /// The shell's word on a next hop. Its paths are decided on at the next `settle`, all changed next hops in one pass.
     pub(crate) fn set_next_hop(&mut self, hop: FibNextHop, state: NextHopState) {
-        self.changed_hops.extend(self.next_hops.set_state(hop, state));
+        let answered = self.next_hops.set_state(hop, state);
+        self.answered_slots.extend(answered.slots);
+        self.changed_hops.extend(answered.hops);
     }
 
     /// Next hops to start or to stop watching.
@@ -227,6 +230,9 @@ impl Rib {
     /// Decides anew where next hops or the protected prefixes changed: one pass over the tables for all changes together,
     /// since both come in bursts (a link, a restart) and touch many prefixes.
     pub(crate) fn settle(&mut self) {
+        for (family, slot) in std::mem::take(&mut self.answered_slots) {
+            self.redecide(family, slot);
+        }
         if self.changed_hops.is_empty() && !self.protected_changed {
             return;
         }

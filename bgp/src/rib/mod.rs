@@ -90,6 +90,8 @@ pub(crate) struct Rib {
     protected_changed: bool,
     /// Next hops whose state changed since paths were last decided on.
     changed_hops: FxHashSet<NextHopId>,
+    /// Slots whose next hops have had their first answer.
+    answered_slots: Vec<(Family, u32)>,
     /// What leads through this node is advertised as the last choice (RFC 8326).
     draining: bool,
 }
@@ -122,6 +124,7 @@ impl Rib {
             protected: Protected::default(),
             protected_changed: false,
             changed_hops: FxHashSet::default(),
+            answered_slots: Vec::new(),
             draining: false,
         }
     }

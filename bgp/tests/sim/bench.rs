@@ -127,6 +127,10 @@ pub(crate) struct Bench {
     /// What a next hop is answered with when it is first asked for; `None`: no answer yet.
     pub(crate) resolve: Option<NextHopState>,
     sent: BTreeMap<ConnId, BytesMut>,
+    /// Connections whose far end takes no bytes for now.
+    pub(crate) slow: BTreeSet<ConnId>,
+    /// Our IPv4 address on connections to come.
+    pub(crate) own_v4: Ipv4Addr,
     /// Connections on which the speaker sends path identifiers, and families.
     pub(crate) add_path: BTreeMap<ConnId, PerFamily<bool>>,
 }
@@ -159,6 +163,8 @@ impl Bench {
             tracked: BTreeMap::new(),
             resolve: Some(UP),
             sent: BTreeMap::new(),
+            slow: BTreeSet::new(),
+            own_v4: Ipv4Addr::new(10, 0, 0, 1),
             add_path: BTreeMap::new(),
         }
     }
@@ -191,6 +197,7 @@ impl Bench {
                         self.dials.retain(|(c, _)| *c != conn);
                         self.closed.push(conn);
                     }
+                    Effect::Transmit(conn) if self.slow.contains(&conn) => {}
                     Effect::Transmit(conn) => self.drain(conn),
                     Effect::Listen(addr, Some(options)) => {
                         self.listening.insert(addr, options);
@@ -238,6 +245,19 @@ impl Bench {
         while self.speaker.poll_transmit(conn, out) {}
     }
 
+    /// A slow far end takes everything that waits for it, and is slow no longer.
+    pub(crate) fn catch_up(&mut self, conn: ConnId) {
+        self.slow.remove(&conn);
+        self.drain(conn);
+        self.pump();
+    }
+
+    /// The bytes that the speaker has sent on a connection since the last look.
+    pub(crate) fn taken(&mut self, conn: ConnId) -> Vec<u8> {
+        self.pump();
+        self.sent.remove(&conn).unwrap_or_default().to_vec()
+    }
+
     /// What the speaker has sent on a connection since the last look.
     pub(crate) fn messages(&mut self, conn: ConnId) -> Vec<Message> {
         self.pump();
@@ -282,7 +302,7 @@ impl Bench {
             local: SocketAddr::new(local, 179),
             remote: SocketAddr::new(remote, 40000),
             ifindex: 2,
-            ipv4: Some(Ipv4Addr::new(10, 0, 0, 1)),
+            ipv4: Some(self.own_v4),
             ipv6: Some("fd00::1".parse().unwrap()),
             link_local: Some("fe80::1".parse().unwrap()),
             connected: true,

@@ -24,6 +24,13 @@ pub(crate) struct Net {
     by_address: HashMap<IpAddr, N>,
     sequence: u64,
     pub(crate) latency: Duration,
+    /// Of a thousand portions so many are lost and sent again; what follows on the connection waits for them.
+    pub(crate) loss: u64,
+    /// Each link takes up to so much longer, always the same.
+    pub(crate) spread: Duration,
+    /// When the last portion of a connection arrives.
+    arrivals: HashMap<(N, ConnId), Instant>,
+    random: u64,
     /// Bytes and portions carried.
     pub(crate) bytes: u64,
     pub(crate) portions: u64,
@@ -80,6 +87,10 @@ impl Net {
             by_address: HashMap::new(),
             sequence: 0,
             latency: Duration::from_millis(1),
+            loss: 0,
+            spread: Duration::ZERO,
+            arrivals: HashMap::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
             bytes: 0,
             portions: 0,
         }
@@ -187,12 +198,39 @@ impl Net {
 
     fn close_later(&mut self, to: N, conn: ConnId) {
         let life = self.nodes[to].life;
-        self.push(Event::Closed { to, life, conn });
+        // Behind what is still under way on the connection.
+        let at = self
+            .arrivals
+            .remove(&(to, conn))
+            .map_or(self.now + self.latency, |last| last.max(self.now + self.latency));
+        self.push_at(at, Event::Closed { to, life, conn });
     }
 
     fn push(&mut self, event: Event) {
+        self.push_at(self.now + self.latency, event);
+    }
+
+    fn push_at(&mut self, at: Instant, event: Event) {
         self.sequence += 1;
-        self.queue.insert((self.now + self.latency, self.sequence), event);
+        self.queue.insert((at, self.sequence), event);
+    }
+
+    /// When a portion sent now gets to the far end: TCP keeps the order and repeats what is lost.
+    fn arrival(&mut self, from: N, to: N, conn: ConnId) -> Instant {
+        let (a, b) = key(from, to);
+        let share = (a as u64 * 7919 + b as u64 * 104_729) % 1000;
+        let mut at = self.now + self.latency + self.spread * share as u32 / 1000;
+        if self.loss > 0 {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            if self.random % 1000 < self.loss {
+                at += Duration::from_millis(200);
+            }
+        }
+        let last = self.arrivals.entry((to, conn)).or_insert(at);
+        *last = at.max(*last);
+        *last
     }
 
     fn endpoints(&self, me: N, other: N) -> Endpoints {
@@ -304,7 +342,8 @@ impl Net {
             self.bytes += out.len() as u64;
             self.portions += 1;
             let life = self.nodes[far].life;
-            self.push(Event::Data { to: far, life, conn: far_conn, bytes: out.freeze() });
+            let at = self.arrival(n, far, far_conn);
+            self.push_at(at, Event::Data { to: far, life, conn: far_conn, bytes: out.freeze() });
         }
     }
 
@@ -393,6 +432,22 @@ impl Net {
             self.run(Duration::from_millis(100));
         }
         holds(self).then(|| self.now - began)
+    }
+
+    /// Every node of `of` has a route to the block of every other one, through its owner and nothing else, and no other route.
+    pub(crate) fn all_reach_exactly(&self, of: &[N]) -> bool {
+        of.iter().all(|a| {
+            let fib = &self.nodes[*a].fib;
+            let others = of.iter().filter(|b| *b != a);
+            fib.len() == of.len() - 1
+                && others
+                    .clone()
+                    .all(|b| fib.get(&block(*b)).is_some_and(|hops| hops[..] == [IpAddr::from(address(*b))]))
+                && self.nodes[*a]
+                    .speaker
+                    .as_ref()
+                    .is_some_and(|s| s.table_size(Family::Ipv4Unicast).0 == of.len())
+        })
     }
 
     /// Every living node of `of` has a route to the block of every other one.

@@ -1,0 +1,174 @@
+//! Whole clusters on one virtual clock: meshes and reflectors with delay, loss, partition and restart. Converged means that
+//! every node has every other one's block through its owner, and nothing else.
+//!
+//! `MANX_SOAK=1` takes the sizes that a reflector is for, and prints what they cost.
+
+use std::time::{Duration, Instant};
+
+use manx_bgp::speaker::*;
+
+use crate::bench::{OUR_AS, secs};
+use crate::net::*;
+
+/// The long version is wanted.
+fn soak() -> bool {
+    std::env::var_os("MANX_SOAK").is_some()
+}
+
+fn restartable(config: &mut SpeakerConfig) {
+    config.graceful_restart =
+        Some(GracefulRestartConfig { restart_time: secs(120), restarting: false, long_lived_time: None });
+}
+
+fn wan() -> Net {
+    let mut net = Net::new();
+    net.loss = 5;
+    net.spread = Duration::from_millis(20);
+    net
+}
+
+/// As the agent configures a mesh: of two nodes the lower one waits.
+fn join(net: &mut Net, a: N, b: N) {
+    net.peer(a, b, |me, config| config.passive = me == a.min(b));
+}
+
+/// What has happened since, for people.
+struct Cost {
+    what: &'static str,
+    began: Instant,
+    bytes: u64,
+    portions: u64,
+}
+
+impl Cost {
+    #[expect(clippy::disallowed_methods, reason = "it is the machine's time that is measured")]
+    fn of(what: &'static str, net: &Net) -> Self {
+        Cost { what, began: Instant::now(), bytes: net.bytes, portions: net.portions }
+    }
+
+    #[expect(clippy::print_stdout, reason = "the soak is there to be read")]
+    fn print(self, net: &Net, took: Duration) {
+        let nodes = net.nodes.len() as u64;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let memory = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default().trim();
+        let (bytes, portions) = (net.bytes - self.bytes, net.portions - self.portions);
+        println!(
+            "{}: {nodes} nodes, {took:?} virtual, {:?} real, {portions} portions ({} a node), {bytes} bytes ({} a node), {memory} in all",
+            self.what,
+            self.began.elapsed(),
+            portions / nodes,
+            bytes / nodes,
+        );
+    }
+}
+
+/// Runs until all of `of` reach each other exactly.
+fn converge(net: &mut Net, what: &'static str, of: &[N], limit: Duration) {
+    let cost = Cost::of(what, net);
+    let took = net.run_until(limit, |net| net.all_reach_exactly(of));
+    let took = took.unwrap_or_else(|| panic!("{what}: not within {limit:?}"));
+    cost.print(net, took);
+}
+
+fn reconfigure(net: &mut Net, node: N, peers: &[N], adjust: impl Fn(N, &mut PeerConfig)) {
+    for other in peers.iter().filter(|o| **o != node) {
+        let remote_as = RemoteAs::Internal;
+        let mut config = PeerConfig::new(name(*other), address(*other).into(), remote_as);
+        adjust(*other, &mut config);
+        net.with(node, |s, now| s.set_peer(now, config));
+    }
+}
+
+#[test]
+fn a_mesh_of_two_hundred_nodes_converges_after_every_fault() {
+    let size = if soak() { 1000 } else { 200 };
+    let mut net = wan();
+    let all: Vec<N> = (0..size).map(|_| net.add(OUR_AS, restartable)).collect();
+    for a in &all {
+        for b in &all[..*a] {
+            join(&mut net, *a, *b);
+        }
+    }
+    converge(&mut net, "mesh, start", &all, secs(120));
+
+    // Agents die and are replaced: their routes stay meanwhile.
+    let killed = &all[3..8];
+    killed.iter().for_each(|n| net.kill(*n));
+    net.run(secs(3));
+    assert!(net.all_reach_all(&all[10..]) && net.all_reach_all(killed), "fail static");
+    for n in killed {
+        net.revive(*n, true);
+        reconfigure(&mut net, *n, &all, |other, config| config.passive = *n < other);
+    }
+    converge(&mut net, "mesh, five restarts", &all, secs(180));
+
+    // A rack is cut off, for longer than the restart time.
+    let (rack, rest) = all.split_at(10);
+    let across = || rack.iter().flat_map(|a| rest.iter().map(move |b| (*a, *b)));
+    across().for_each(|(a, b)| net.cut(a, b));
+    net.run(secs(125));
+    assert!(net.all_reach_exactly(rack) && net.all_reach_exactly(rest));
+    across().for_each(|(a, b)| net.heal(a, b));
+    converge(&mut net, "mesh, partition healed", &all, secs(180));
+
+    // A node goes for good.
+    let gone = all[20];
+    net.with(gone, |s, now| s.shutdown(now, "decommissioned"));
+    let rest: Vec<N> = all.iter().copied().filter(|n| *n != gone).collect();
+    converge(&mut net, "mesh, a node gone", &rest, secs(10));
+}
+
+#[test]
+fn five_hundred_clients_of_two_reflectors_converge_after_every_fault() {
+    let size = if soak() { 1500 } else { 500 };
+    let mut net = wan();
+    let reflectors = [net.add(OUR_AS, restartable), net.add(OUR_AS, restartable)];
+    // Reflectors carry no pods.
+    for r in reflectors {
+        net.with(r, |s, now| s.withdraw(now, block(r)));
+    }
+    let clients: Vec<N> = (0..size).map(|_| net.add(OUR_AS, restartable)).collect();
+    let client_of = move |me: N, config: &mut PeerConfig| {
+        config.route_reflector_client = reflectors.contains(&me);
+        config.passive = reflectors.contains(&me);
+    };
+    net.peer(reflectors[0], reflectors[1], |_, _| {});
+    for client in &clients {
+        for r in reflectors {
+            net.peer(r, *client, client_of);
+        }
+    }
+    converge(&mut net, "reflectors, start", &clients, secs(120));
+
+    // A reflector dies and does not come back in time: the other one carries all.
+    net.kill(reflectors[0]);
+    net.run(secs(125));
+    assert!(net.all_reach_exactly(&clients));
+    net.revive(reflectors[0], false);
+    net.with(reflectors[0], |s, now| s.withdraw(now, block(reflectors[0])));
+    let everybody: Vec<N> = clients.iter().copied().chain([reflectors[1]]).collect();
+    let (first, second) = (reflectors[0], reflectors[1]);
+    reconfigure(&mut net, first, &everybody, |other, config| {
+        config.route_reflector_client = other != second;
+        config.passive = other != second;
+    });
+    net.run(secs(60));
+    converge(&mut net, "reflectors, one lost and back", &clients, secs(120));
+    let up = |net: &Net, n: N| {
+        let peers = net.nodes[n].speaker.as_ref().unwrap().peers(net.now);
+        peers.iter().filter(|p| p.state == "Established").count()
+    };
+    assert_eq!((up(&net, first), up(&net, second)), (size + 1, size + 1));
+
+    // Clients lose one reflector each, silently: no route is lost, since the other one has all of them.
+    let silenced = &clients[..size / 10];
+    silenced.iter().for_each(|c| net.silence(first, *c));
+    net.run(secs(100));
+    assert!(net.all_reach_exactly(&clients));
+    silenced.iter().for_each(|c| net.heal(first, *c));
+    net.run_until(secs(120), |net| up(net, first) == size + 1).expect("their sessions come back");
+    converge(&mut net, "reflectors, links healed", &clients, secs(120));
+    net.with(clients[7], |s, now| s.shutdown(now, "decommissioned"));
+    let rest: Vec<N> = clients.iter().copied().filter(|n| *n != clients[7]).collect();
+    converge(&mut net, "reflectors, a node gone", &rest, secs(10));
+}
