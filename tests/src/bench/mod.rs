@@ -166,6 +166,18 @@ pub fn time_children<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Res
     Ok((value, Sample { wall, cpu: Some(children_cpu().saturating_sub(cpu)), ..Sample::default() }))
 }
 
+/// Times `work`, with the CPU time of this process and of the child processes that it waited for.
+///
+/// # Errors
+/// Those of `work`.
+pub fn time_all<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Sample)> {
+    let cpu = || own_cpu() + children_cpu();
+    let (started, before) = (Instant::now(), cpu());
+    let value = work()?;
+    let wall = started.elapsed();
+    Ok((value, Sample { wall, cpu: Some(cpu().saturating_sub(before)), ..Sample::default() }))
+}
+
 /// User and system time of this process and all its threads.
 pub fn own_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
