@@ -4,10 +4,10 @@
 //! few to one, so that neither a peer that floods nor one that takes everything keeps the others waiting.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +40,9 @@ const READ_BUFFER: usize = 64 * 1024;
 const WRITES_A_TURN: usize = 4;
 /// A peer has so long to take our last bytes and close its side.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// So many connections from one address may be on their way out; the oldest goes at once for a further one, so that a peer
+/// that connects again and again and never closes its side holds few descriptors.
+const MAX_CLOSING: usize = 8;
 /// The whole of an orderly stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// So long a peer takes at most from the end of a connection to the beginning of its help: less than any detection time.
@@ -79,6 +82,8 @@ struct Driver {
     /// And of those who come from a range, if they have none of their own.
     ranges: BTreeMap<Prefix, SocketOptions>,
     link: mpsc::UnboundedSender<link::Command>,
+    /// Connections on their way out, by the peer's address, oldest first.
+    closing: HashMap<IpAddr, VecDeque<ConnId>>,
     ready: FuturesUnordered<Waiting>,
     outbox: Outbox,
     read_buffer: Box<[u8]>,
@@ -109,6 +114,7 @@ pub(super) async fn run(
         peers: HashMap::new(),
         ranges: BTreeMap::new(),
         link,
+        closing: HashMap::new(),
         ready: FuturesUnordered::new(),
         outbox: Outbox::default(),
         read_buffer: vec![0; READ_BUFFER].into_boxed_slice(),
@@ -373,6 +379,22 @@ impl Driver {
         };
         self.ready.push(until(&conn.cancel, deadline));
         self.transmit(id);
+        self.bound_closing(id);
+    }
+
+    fn bound_closing(&mut self, id: ConnId) {
+        let Some((_, remote)) = self.conns.get(&id).and_then(Connection::addresses) else { return };
+        let conns = &self.conns;
+        if self.closing.len() > 2 * conns.len() {
+            self.closing.retain(|_, waiting| waiting.iter().any(|id| conns.contains_key(id)));
+        }
+        let waiting = self.closing.entry(remote.ip()).or_default();
+        waiting.retain(|id| conns.contains_key(id));
+        waiting.push_back(id);
+        if waiting.len() > MAX_CLOSING {
+            let oldest = waiting.pop_front().expect("it is longer than that");
+            self.conns.remove(&oldest);
+        }
     }
 
     fn change_key(&mut self, id: ConnId, key: &Secret) {

@@ -367,10 +367,16 @@ impl Session {
     }
 
     /// BGPHeaderErr, BGPOpenMsgErr, UpdateMsgErr (events 21, 22, 28): the bytes deserve a NOTIFICATION.
-    pub fn malformed(&mut self, cx: &mut Context<'_>, conn: ConnId, error: &WireError) {
+    pub fn malformed(&mut self, cx: &mut Context<'_>, conn: ConnId, bad: &WireError) {
         if let Some(which) = self.which(conn) {
-            let reason = format!("malformed message: {} ({})", error.reason, error.notification);
-            self.refuse(cx, which, &error.notification, reason);
+            // Events 27 and 28 alike: what is wrong within an UPDATE matters only where one is expected.
+            let of_routes = matches!(bad.notification.code, error::UPDATE | error::ROUTE_REFRESH);
+            if of_routes && self.fsm_mut(which).state != State::Established {
+                self.unexpected(cx, which, "UPDATE or ROUTE-REFRESH");
+                return self.show(cx);
+            }
+            let reason = format!("malformed message: {} ({})", bad.reason, bad.notification);
+            self.refuse(cx, which, &bad.notification, reason);
             self.show(cx);
         }
     }

@@ -248,6 +248,10 @@ impl Speaker {
             peer.held = None;
         }
         self.reconcile(now, id);
+        // ManualStart ends a hold-down, too (RFC 4271 8.2.2, Idle).
+        if enabled && self.peer(id).is_some_and(|p| p.blocked(self.down_text()).is_none()) {
+            self.drive(now, id, |session, cx| session.start(cx, true));
+        }
         true
     }
 

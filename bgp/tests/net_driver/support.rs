@@ -165,6 +165,11 @@ impl RawPeer {
         Ok(RawPeer { n, asn: asn(n), stream, framer: Framer::new() })
     }
 
+    /// One that was dialled by us.
+    pub(crate) fn from_stream(n: u8, stream: TcpStream) -> RawPeer {
+        RawPeer { n, asn: asn(n), stream, framer: Framer::new() }
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
@@ -237,6 +242,14 @@ impl RawPeer {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// The same after their OPEN has been read.
+    pub(crate) async fn establish_from_open(&mut self) {
+        let open = self.open(90);
+        self.send(&open).await;
+        self.send_keepalive().await;
+        assert_eq!(self.message().await, Some(Message::Keepalive));
     }
 
     pub(crate) async fn send_keepalive(&mut self) {

@@ -8,6 +8,7 @@ mod communities;
 mod convergence;
 mod drain;
 mod extended_message;
+mod fsm;
 mod groups;
 mod history;
 mod link;
