@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use manx_bgp::bfd::BfdConfig;
 use manx_bgp::speaker::{AddPath, MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
-use manx_bgp::types::{Asn, Family, HoldTime};
+use manx_bgp::types::{Asn, Family, HoldTime, Prefix};
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
@@ -20,6 +20,8 @@ pub struct BgpPeerSpec {
     node_selector: Option<LabelSelectorSpec>,
     #[serde(rename = "peerIP")]
     peer_ip: Option<String>,
+    peer_range: Option<String>,
+    max_peers: Option<i64>,
     interface: Option<String>,
     auto_discover: Option<String>,
     port: Option<i64>,
@@ -165,6 +167,13 @@ pub struct BgpPeer {
 pub enum PeerTarget {
     /// `peerIP`: by its address.
     Address(IpAddr),
+    /// `peerRange`: whoever connects from it, so many at once.
+    Range {
+        /// Where from.
+        range: Prefix,
+        /// So many at once; 1 to 10000.
+        max_peers: usize,
+    },
     /// `interface`: whoever sends router advertisements there.
     Interface(String),
     /// `autoDiscover: DefaultGateway`: the gateway of the node's default route.
@@ -301,7 +310,7 @@ impl BgpPeer {
             out.push(Issue { path: path.to_owned(), reason: reason.to_owned() });
         };
         match &self.target {
-            PeerTarget::Address(_) | PeerTarget::Interface(_) => {}
+            PeerTarget::Address(_) | PeerTarget::Interface(_) | PeerTarget::Range { .. } => {}
             PeerTarget::DefaultGateway => add(
                 "spec.autoDiscover",
                 "this version does not look for gateways: there is no session; name the peer by peerIP or interface",
@@ -312,7 +321,20 @@ impl BgpPeer {
 }
 
 fn target(spec: &BgpPeerSpec, issues: &mut Issues) -> Option<PeerTarget> {
-    const ONE_OF: &str = "exactly one of peerIP, interface and autoDiscover names the peer";
+    const ONE_OF: &str = "exactly one of peerIP, interface, autoDiscover and peerRange names the peer";
+    if spec.max_peers.is_some() && spec.peer_range.is_none() {
+        issues.add("spec.maxPeers", "goes with peerRange only");
+    }
+    if let Some(range) = &spec.peer_range {
+        if (&spec.peer_ip, &spec.interface, &spec.auto_discover) != (&None, &None, &None) {
+            issues.add("spec", format!("{ONE_OF}: more than one is there"));
+            return None;
+        }
+        let most = spec.max_peers.map(|n| values::number_within(n, 1, 10_000).map(|n| n as usize));
+        let max_peers = issues.or("spec.maxPeers", most, 100);
+        let range = issues.take("spec.peerRange", values::prefix(range))?;
+        return Some(PeerTarget::Range { range, max_peers });
+    }
     match (&spec.peer_ip, &spec.interface, &spec.auto_discover) {
         (Some(ip), None, None) => issues.take("spec.peerIP", peer_address(ip)).map(PeerTarget::Address),
         (None, Some(name), None) => issues.take("spec.interface", interface(name)).map(PeerTarget::Interface),
@@ -540,6 +562,16 @@ mod tests {
     }
 
     #[test]
+    fn peers_may_come_from_a_range() {
+        let range = "10.1.0.0/24".parse().unwrap();
+        let target = |spec| validate(spec).unwrap().target;
+        let of_100 = target(json!({"peerIP": null, "peerRange": "10.1.0.0/24"}));
+        assert_eq!(of_100, PeerTarget::Range { range, max_peers: 100 });
+        let of_3 = target(json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 3}));
+        assert_eq!(of_3, PeerTarget::Range { range, max_peers: 3 });
+    }
+
+    #[test]
     fn every_field_of_the_interface_is_read() {
         let peer = validate(json!({
             "nodeSelector": {"matchLabels": {"rack": "a"}}, "port": 1179, "localASNumber": 65101,
@@ -566,6 +598,10 @@ mod tests {
     #[case(json!({"interface": "eth1"}), "spec", "more than one is there")]
     #[case(json!({"peerIP": null, "autoDiscover": "Magic"}), "spec.autoDiscover", "must be DefaultGateway")]
     #[case(json!({"peerIP": null, "interface": "an-interface-name"}), "spec.interface", "at most 15")]
+    #[case(json!({"peerRange": "10.1.0.0/24"}), "spec", "more than one is there")]
+    #[case(json!({"peerIP": null, "peerRange": "10.1.0.1/24"}), "spec.peerRange", "10.1.0.1")]
+    #[case(json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 0}), "spec.maxPeers", "0")]
+    #[case(json!({"maxPeers": 3}), "spec.maxPeers", "peerRange only")]
     #[case(json!({"peerIP": "10.1.0"}), "spec.peerIP", "must be an IPv4 or IPv6 address")]
     #[case(json!({"peerIP": "224.0.0.5"}), "spec.peerIP", "no peer can have")]
     #[case(json!({"peerIP": "fe80::1"}), "spec.peerIP", "use interface")]

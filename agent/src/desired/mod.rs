@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use manx_bgp::speaker::PeerConfig;
+use manx_bgp::speaker::{PeerConfig, PeerRange};
 use manx_bgp::types::{Asn, Prefix, RouterId};
 use manx_cni::node::AddressPool;
 pub use selection::PeerObject;
@@ -60,6 +60,8 @@ pub struct BgpIntent {
     pub speaker: Option<SpeakerIntent>,
     /// Its peers, by name.
     pub peers: BTreeMap<String, PeerIntent>,
+    /// Ranges from which peers may come that nobody has named, by name of their object.
+    pub ranges: BTreeMap<String, PeerRange>,
     /// The BGPPeer objects that there are, those of other nodes too.
     pub objects: Vec<PeerObject>,
     /// Prefixes that this node originates, each backed by a blackhole route.
@@ -186,6 +188,7 @@ impl Desired {
                 graceful_restart: self.bgp.graceful_restart,
             }),
             peers,
+            ranges: peers::ranges(self, node),
             objects: selection::objects(self, node),
             originate: self.originated(node),
             drain_delay: self.bgp.drain.delay,

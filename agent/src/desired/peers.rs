@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use manx_bgp::filter::Filter;
-use manx_bgp::speaker::{PeerConfig, RemoteAs, Secret};
+use manx_bgp::speaker::{PeerConfig, PeerRange, RemoteAs, Secret};
 use manx_bgp::types::Family;
 
 use super::{Desired, PeerIntent, router_id_of};
@@ -29,7 +29,7 @@ pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTre
             PeerTarget::Interface(interface) => {
                 (PeerConfig::on_interface(peer.name.clone(), interface.clone(), peer.remote_as), None)
             }
-            PeerTarget::DefaultGateway => continue,
+            PeerTarget::DefaultGateway | PeerTarget::Range { .. } => continue,
         };
         let config = PeerConfig { source, ..config };
         peers.insert(peer.name.clone(), declared(desired, peer, config));
@@ -45,6 +45,20 @@ pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTre
         }
     }
     peers
+}
+
+/// The ranges from which peers may connect to `node`, by name of their object.
+pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, PeerRange> {
+    let mut ranges = BTreeMap::new();
+    for peer in desired.peers.values().filter(|p| selects(p, node)) {
+        if let PeerTarget::Range { range, max_peers } = peer.target {
+            let anybody = PeerConfig::new(peer.name.clone(), range.addr(), peer.remote_as);
+            let template = declared(desired, peer, anybody).config;
+            let config = PeerRange { name: peer.name.clone(), range, max_peers, template };
+            ranges.insert(peer.name.clone(), config);
+        }
+    }
+    ranges
 }
 
 fn selects(peer: &BgpPeer, node: &Node) -> bool {

@@ -26,6 +26,7 @@ pub(super) fn objects(desired: &Desired, node: &Node) -> Vec<PeerObject> {
     let object = |peer: &crate::config::BgpPeer| {
         let (target, address) = match &peer.target {
             PeerTarget::Address(address) => (address.to_string(), Some(*address)),
+            PeerTarget::Range { range, .. } => (format!("whoever connects from {range}"), None),
             PeerTarget::Interface(name) => (format!("interface {name}"), None),
             PeerTarget::DefaultGateway => ("the default gateway".to_owned(), None),
         };

@@ -79,6 +79,17 @@ fn a_peer_is_had_by_the_nodes_that_its_selector_picks() {
 }
 
 #[test]
+fn a_range_is_no_peer_by_itself_and_has_what_its_object_says() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    d.set(&peer("rack", "{peerRange: 10.0.0.0/24, maxPeers: 3, remoteAS: External, holdTime: 30s}"));
+    let intent = d.bgp(&[]);
+    assert!(intent.peers.is_empty(), "and no mesh either, since there is a BGPPeer");
+    let range = &intent.ranges["rack"];
+    assert_eq!((range.range.to_string(), range.max_peers), ("10.0.0.0/24".to_owned(), 3));
+    assert_eq!(range.template.hold_time.unwrap().seconds(), 30);
+}
+
+#[test]
 fn a_missing_secret_keeps_the_session_down_and_never_means_an_empty_password() {
     let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
     d.set(&peer(

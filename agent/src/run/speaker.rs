@@ -123,6 +123,12 @@ fn difference(speaker: &mut Speaker, now: Instant, told: &BgpIntent, intent: &Bg
             Change::Remove(name) => speaker.remove_peer(now, name),
         }
     }
+    for change in changes(&told.ranges, &intent.ranges) {
+        match change {
+            Change::Set(_, range) => speaker.set_range(now, range.clone()),
+            Change::Remove(name) => speaker.remove_range(now, name),
+        }
+    }
     for prefix in told.originate.difference(&intent.originate) {
         speaker.withdraw(now, *prefix);
     }
