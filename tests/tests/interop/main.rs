@@ -16,6 +16,7 @@ mod bfd;
 mod capabilities;
 mod far;
 mod node;
+mod operations;
 mod policy;
 mod rack;
 mod reflection;
