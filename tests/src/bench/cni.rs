@@ -36,7 +36,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, pods: u32) -> Result<()> {
     for (dual_stack, at_once) in [(false, 1), (true, 1), (false, 8)] {
         let family = if dual_stack { "IPv4 and IPv6" } else { "IPv4" };
-        let pace = if at_once == 1 { "one after the other".to_owned() } else { format!("{at_once} at a time") };
+        let pace =
+            if at_once == 1 { "one after the other".to_owned() } else { format!("{at_once} at a time") };
         let mut adding = Comparison::new(&format!("CNI ADD, {family}, {pace}"), pods);
         let mut deleting = Comparison::new(&format!("CNI DEL, {family}, {pace}"), pods);
         let _guard = Guard::new(prefix)?;
@@ -56,9 +57,11 @@ pub fn run(prefix: &str, bin_dir: &Path, rounds: u32, pods: u32) -> Result<()> {
             for turn in 0..plugins.len() {
                 let (name, plugin) = &plugins[(turn + round as usize) % plugins.len()];
                 for (verb, comparison) in [("ADD", &mut adding), ("DEL", &mut deleting)] {
-                    let ((), sample) = time_all(|| each(&host.netns, at_once, &work, |number, sandbox| {
-                        plugin.call(verb, number, sandbox)
-                    }))?;
+                    let ((), sample) = time_all(|| {
+                        each(&host.netns, at_once, &work, |number, sandbox| {
+                            plugin.call(verb, number, sandbox)
+                        })
+                    })?;
                     comparison.add(name, sample);
                 }
             }
