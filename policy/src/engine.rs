@@ -500,7 +500,11 @@ impl Engine {
             reason: reason.clone(),
         });
         let held = Family::ALL.into_iter().flat_map(|family| self.held(family));
-        let broken = Family::ALL.into_iter().filter(|family| self.users_of_broken_sets(*family).is_empty());
+        // Once its policies are held, they tell of it.
+        let untold = |family: &Family| {
+            self.broken[*family as usize].fresh || self.users_of_broken_sets(*family).is_empty()
+        };
+        let broken = Family::ALL.into_iter().filter(untold);
         let broken = broken.flat_map(|family| &self.broken[family as usize].sets).map(|(set, reason)| {
             Problem { object: "kernel".into(), field: format!("set {set}"), reason: reason.clone() }
         });
@@ -654,7 +658,10 @@ impl Engine {
     }
 
     fn unknown_kernel(&self, family: Family) -> String {
-        match self.failures.get(&family) {
+        let broken = &self.broken[family as usize];
+        // What has just failed at a set is looked at again; until then that is the reason.
+        let set = broken.sets.values().next().filter(|_| broken.fresh);
+        match self.failures.get(&family).or(set) {
             Some(reason) => format!("the kernel refused: {reason}"),
             None => "the kernel's rules have not been read yet".into(),
         }
