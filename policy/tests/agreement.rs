@@ -31,7 +31,8 @@ fn calc(updates: impl IntoIterator<Item = Update>) -> Calc {
 fn sim_of_compile_of_calc_is_the_verdict() {
     static PAIRS: AtomicUsize = AtomicUsize::new(0);
     static DENIED: AtomicUsize = AtomicUsize::new(0);
-    let config = ProptestConfig { cases: cases(1400), failure_persistence: None, ..ProptestConfig::default() };
+    let config =
+        ProptestConfig { cases: cases(1400), failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(updates in cluster(), flows in vec(wire_flow(), 1..400))| {
         let calc = calc(updates);
         let snapshot = calc.snapshot();

@@ -52,9 +52,11 @@ impl Settings {
             capabilities.push(Capability::ExtendedNextHop);
         }
         capabilities.push(Capability::RouteRefresh);
-        capabilities.push(Capability::EnhancedRouteRefresh);
         capabilities.push(Capability::ExtendedMessage);
         if let Some(gr) = speaker.graceful_restart.as_ref().filter(|_| peer.graceful_restart) {
+            // Only along with graceful restart: a peer that sends no End-of-RIB otherwise may wait for it with its answer,
+            // and FRR does so for ever.
+            capabilities.push(Capability::EnhancedRouteRefresh);
             capabilities.push(Capability::GracefulRestart(GracefulRestart {
                 restarting: flags.restarting,
                 notification: true,

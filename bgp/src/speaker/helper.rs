@@ -135,8 +135,13 @@ impl Speaker {
         peer.end_of_rib[family] = true;
         let was = peer.helping.as_mut().and_then(|h| h.families[family].take());
         peer.helping.take_if(|h| h.is_over());
+        let ask = std::mem::take(&mut peer.ask_after_end_of_rib[family]);
+        let conn = peer.session.established().filter(|_| ask);
         if was.is_some() {
             self.rib.remove_all_of(SourceId(id), family, true);
+        }
+        if let Some(conn) = conn {
+            self.ask_for(now, id, conn, family);
         }
         self.check_restart(now);
     }

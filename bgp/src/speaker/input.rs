@@ -362,6 +362,7 @@ impl Speaker {
         peer.end_of_rib = PerFamily::both(false);
         peer.limit_told = PerFamily::both(false);
         peer.refreshing = PerFamily::both(None);
+        peer.ask_after_end_of_rib = PerFamily::both(false);
         peer.keepalives = 0;
         let source = Source {
             peer_type: negotiated.peer_type,
@@ -392,6 +393,7 @@ impl Speaker {
         let peer = self.peers[id as usize].as_mut().expect("it has just gone down");
         let endpoints = peer.endpoints.take();
         peer.refreshing = PerFamily::both(None);
+        peer.ask_after_end_of_rib = PerFamily::both(false);
         peer.end_of_rib = PerFamily::both(false);
         self.peer_is_gone(now, id, how);
         endpoints.into_iter().for_each(|e| self.drop_local_address(e.local.ip()));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::filter::Filter;
 use crate::rib::SourceId;
 use crate::session::{Cause, Negotiated, Outgoing, Output, Reason, RestartFlags, Session, Settings};
+use crate::speaker::effect::ConnId;
 use crate::speaker::history::History;
 use crate::speaker::input::canonical;
 use crate::speaker::peer::Peer;
@@ -309,10 +310,21 @@ impl Speaker {
             let text = "routes are needed again and the peer has no route refresh";
             return self.restart_session(now, id, &cease, Reason::new(Cause::ConfigChanged, text));
         }
-        for family in Family::ALL.into_iter().filter(|f| n.families[*f]).collect::<Vec<_>>() {
-            let refresh = RouteRefresh { family, kind: RefreshKind::Request };
-            self.drive(now, id, |_, cx| cx.out.push(Output::Send(conn, Outgoing::RouteRefresh(refresh))));
+        // RFC 7313 4 keeps such a peer from answering before its End-of-RIB, and FRR 8 forgets the question then.
+        let marks = n.enhanced_refresh && n.graceful_restart.is_some();
+        let families: Vec<Family> = Family::ALL.into_iter().filter(|f| n.families[*f]).collect();
+        for family in families {
+            match &mut self.peers[id as usize] {
+                Some(peer) if marks && !peer.end_of_rib[family] => peer.ask_after_end_of_rib[family] = true,
+                _ => self.ask_for(now, id, conn, family),
+            }
         }
+    }
+
+    /// Sends a ROUTE-REFRESH.
+    pub(super) fn ask_for(&mut self, now: Instant, id: u32, conn: ConnId, family: Family) {
+        let refresh = RouteRefresh { family, kind: RefreshKind::Request };
+        self.drive(now, id, |_, cx| cx.out.push(Output::Send(conn, Outgoing::RouteRefresh(refresh))));
     }
 }
 

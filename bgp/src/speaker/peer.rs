@@ -45,6 +45,8 @@ pub(super) struct Peer {
     /// On the session that is up, people know of refused prefixes beyond the limit.
     pub(super) limit_told: PerFamily<bool>,
     pub(super) refreshing: Refreshing,
+    /// To be asked for again once the peer's End-of-RIB is there.
+    pub(super) ask_after_end_of_rib: PerFamily<bool>,
     /// It came from a range.
     pub(super) member: Option<Membership>,
     pub(super) messages: MessagesView,
@@ -94,6 +96,7 @@ impl Peer {
             helping: None,
             limit_told: PerFamily::both(false),
             refreshing: PerFamily::both(None),
+            ask_after_end_of_rib: PerFamily::both(false),
             member: None,
             messages: MessagesView::default(),
             history: History::new(),

@@ -19,11 +19,23 @@ fn refresh(family: Family, kind: RefreshKind) -> Message {
     Message::RouteRefresh(RouteRefresh { family, kind })
 }
 
-/// A session with these capabilities over which X and Y came.
-fn session(open: Open) -> (Bench, ConnId) {
-    let mut b = Bench::new();
+/// Markers are offered along with graceful restart.
+fn restartable() -> SpeakerConfig {
+    let graceful_restart =
+        Some(GracefulRestartConfig { restart_time: secs(120), long_lived_time: None, restarting: false });
+    SpeakerConfig { graceful_restart, ..SpeakerConfig::new(OUR_AS, id("10.0.0.1")) }
+}
+
+fn bench() -> Bench {
+    let mut b = Bench::with(restartable());
     b.peer(Bench::tor("tor", "10.0.0.2"));
     b.originate("10.244.1.0/24");
+    b
+}
+
+/// A session with these capabilities over which X and Y came.
+fn session(open: Open) -> (Bench, ConnId) {
+    let mut b = bench();
     let conn = b.establish("10.0.0.2", open);
     b.announce(conn, &[X, Y], &attributes(&[65001]), "10.0.0.2");
     b.messages(conn);
@@ -214,4 +226,32 @@ fn a_soft_reset_in_asks_for_every_family_and_needs_no_new_session() {
     b.announce(conn, &[X], &attributes(&[65001]), "10.0.0.2");
     b.send(conn, &refresh(V4, RefreshKind::End));
     assert_eq!(b.fib.len(), 1);
+}
+
+/// Before it, such a peer must not answer, and FRR 8 forgets the question.
+#[test]
+fn rfc7313_4_routes_are_asked_for_again_only_after_the_peers_end_of_rib() {
+    let mut b = bench();
+    let conn = b.establish("10.0.0.2", enhanced(open_gr(TOR_AS, "10.0.0.2", false, false, 120)));
+    b.messages(conn);
+    b.peer(PeerConfig { allow_as_in: 1, ..Bench::tor("tor", "10.0.0.2") });
+    let requests =
+        |messages: &[Message]| messages.iter().filter(|m| **m == refresh(V4, RefreshKind::Request)).count();
+    assert_eq!(requests(&b.messages(conn)), 0);
+    b.end_of_rib(conn, V4);
+    assert_eq!(requests(&b.messages(conn)), 1);
+}
+
+/// FRR waits with every answer for an End-of-RIB that it sends only where graceful restart is offered.
+#[test]
+fn markers_are_offered_only_along_with_graceful_restart() {
+    let offered = |mut b: Bench| {
+        b.peer(Bench::tor("tor", "10.0.0.2"));
+        let conn = b.accept("10.0.0.2").expect("the peer is configured and listening");
+        let messages = b.messages(conn);
+        let Some(Message::Open(open)) = messages.first() else { panic!("{messages:?}") };
+        open.capabilities.contains(&Capability::EnhancedRouteRefresh)
+    };
+    assert!(offered(Bench::with(restartable())));
+    assert!(!offered(Bench::new()));
 }
