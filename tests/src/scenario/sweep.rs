@@ -2,7 +2,7 @@
 //!
 //! Threads enter the namespaces to make sockets and send; one loop serves all answering ends and looks for answers. It ends as
 //! soon as everything that is to be open has answered, and a packet that ought not to have come has had as much time as those
-//! that came, and [`QUIET`] at least.
+//! that came, and `QUIET` at least.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
