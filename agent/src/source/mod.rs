@@ -15,6 +15,7 @@
 
 mod decode;
 pub mod directory;
+pub mod kube;
 pub mod manifest;
 pub mod manifest_dir;
 mod object;
