@@ -473,14 +473,6 @@ fn every_documented_field_is_read() {
 }
 
 #[test]
-fn settings_without_effect_are_told() {
-    let text = format!("{PEER}  asNumber: 65001\n  autoDiscover: DefaultGateway\n");
-    let found = parse(&text).unwrap();
-    assert_eq!(found.notes[0].line, Some(6));
-    assert!(found.notes[0].reason.contains("does not look for gateways"));
-}
-
-#[test]
 fn a_secret_is_decoded_and_never_shown() {
     let found = parse(
         "apiVersion: v1\nkind: Secret\nmetadata: {name: tor-a, namespace: manx-system}\ndata: {password: aHVudGVyMg==}\nstringData: {other: plain}\n",

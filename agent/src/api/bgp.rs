@@ -28,8 +28,6 @@ pub struct PeerInfo {
     pub required: bool,
     /// Settings for `peer show`.
     pub settings: view::PeerSettings,
-    /// Settings that are read but not acted on.
-    pub unsupported: Vec<String>,
     /// The object that it comes from, such as `BGPPeer tor-a` or `Node n2`.
     pub origin: String,
     /// The address that we dial from; `None`: whichever the kernel takes.
@@ -111,7 +109,6 @@ pub fn peer(peer: &core::PeerView, info: &PeerInfo, cx: &Context<'_>) -> view::P
             received_by_type: by_type(&peer.messages.received),
         },
         last_notification: peer.last_notification.as_ref().map(|n| notification(n, cx)),
-        unsupported: info.unsupported.clone(),
         ..Default::default()
     }
 }

@@ -176,7 +176,7 @@ pub enum PeerTarget {
     },
     /// `interface`: whoever sends router advertisements there.
     Interface(String),
-    /// `autoDiscover: DefaultGateway`: the gateway of the node's default route.
+    /// `autoDiscover: DefaultGateway`: every gateway of the node's default routes, of the families that are carried.
     DefaultGateway,
 }
 
@@ -301,22 +301,6 @@ impl BgpPeer {
             shutdown: spec.shutdown.as_ref().and_then(|s| shutdown(s, issues)),
         };
         std::mem::take(issues).finish(peer)
-    }
-
-    /// What it says and this version does not do.
-    pub fn unsupported(&self) -> Vec<Issue> {
-        let mut out = Vec::new();
-        let mut add = |path: &str, reason: &str| {
-            out.push(Issue { path: path.to_owned(), reason: reason.to_owned() });
-        };
-        match &self.target {
-            PeerTarget::Address(_) | PeerTarget::Interface(_) | PeerTarget::Range { .. } => {}
-            PeerTarget::DefaultGateway => add(
-                "spec.autoDiscover",
-                "this version does not look for gateways: there is no session; name the peer by peerIP or interface",
-            ),
-        }
-        out
     }
 }
 
@@ -589,8 +573,6 @@ mod tests {
         assert_eq!(peer.shutdown.as_deref(), Some("maintenance"));
         assert_eq!(peer.import_filters, ["racks"]);
         assert_eq!(peer.bfd.unwrap().min_rx, Duration::from_millis(200));
-        let named: Vec<_> = peer.unsupported().into_iter().map(|i| i.path).collect();
-        assert_eq!(named, [] as [&str; 0]);
     }
 
     #[rstest]
@@ -658,20 +640,11 @@ mod tests {
         assert_eq!(peer.target, PeerTarget::Interface("eth1".to_owned()));
         let bfd = peer.bfd.unwrap();
         assert_eq!(bfd.min_rx * u32::from(bfd.multiplier), Duration::from_millis(300));
-        assert_eq!(peer.unsupported(), []);
     }
 
     #[test]
     fn hold_time_zero_means_no_timer() {
         let peer = validate(json!({"holdTime": "0s", "keepaliveTime": "0"})).unwrap();
         assert_eq!((peer.hold_time, peer.keepalive), (None, None));
-    }
-
-    #[rstest]
-    #[case(json!({"peerIP": null, "autoDiscover": "DefaultGateway"}), "spec.autoDiscover")]
-    fn peers_that_cannot_be_had_yet_say_so(#[case] over: Value, #[case] path: &str) {
-        let unsupported = validate(over).unwrap().unsupported();
-        assert_eq!(unsupported[0].path, path);
-        assert!(unsupported[0].reason.contains("there is no session"));
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 mod addresses;
+mod gateways;
 mod peers;
 pub mod policy;
 mod selection;
@@ -34,6 +35,7 @@ use crate::source::{Kind, Node, Object, ObjectKey, Secret};
 use crate::view::StatusProblem;
 
 pub use addresses::EgressIntent;
+pub use gateways::{Gateway, Gateways};
 
 /// MTU of pod interfaces while no uplink is known: what Ethernet carries.
 const DEFAULT_MTU: u32 = 1500;
@@ -51,6 +53,8 @@ pub struct Desired {
     network: NetworkConfiguration,
     /// Addresses that pods of this node hold.
     attached: BTreeSet<IpAddr>,
+    /// Routers that default routes of this node lead to.
+    gateways: BTreeSet<Gateway>,
 }
 
 /// What the speaker should be and do.
@@ -72,6 +76,8 @@ pub struct BgpIntent {
     pub listen: BTreeSet<SocketAddr>,
     /// The node's own addresses: prefixes that cover one of them are not let in by default.
     pub addresses: Vec<IpAddr>,
+    /// Names of required BGPPeers that have nobody to name at the moment.
+    pub absent: Vec<String>,
     /// What is wrong with the objects that this came from.
     pub problems: Vec<StatusProblem>,
 }
@@ -133,6 +139,7 @@ impl Desired {
             bgp: BgpConfiguration::default(),
             network: NetworkConfiguration::default(),
             attached: BTreeSet::new(),
+            gateways: BTreeSet::new(),
         }
     }
 
@@ -166,6 +173,11 @@ impl Desired {
         }
     }
 
+    /// Who the gateways of this node's default routes are.
+    pub fn set_gateways(&mut self, gateways: BTreeSet<Gateway>) {
+        self.gateways = gateways;
+    }
+
     /// This node's object.
     pub fn this_node(&self) -> Option<&Node> {
         self.nodes.get(&self.node_name)
@@ -177,6 +189,7 @@ impl Desired {
             return BgpIntent { problems: vec![self.no_node()], ..BgpIntent::default() };
         };
         let peers = peers::peers(self, node, local);
+        let orphans = peers::without_gateway(self, node);
         let listen = node.internal_ips.iter().map(|ip| SocketAddr::new(*ip, self.bgp.listen_port)).collect();
         BgpIntent {
             speaker: Some(SpeakerIntent {
@@ -194,7 +207,8 @@ impl Desired {
             drain_delay: self.bgp.drain.delay,
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
-            problems: Vec::new(),
+            absent: orphans.iter().filter(|peer| peer.required).map(|peer| peer.name.clone()).collect(),
+            problems: orphans.into_iter().map(no_gateway).collect(),
         }
     }
 
@@ -216,6 +230,19 @@ impl Desired {
                 .to_owned(),
             ..StatusProblem::default()
         }
+    }
+}
+
+fn no_gateway(peer: &BgpPeer) -> StatusProblem {
+    let families: Vec<_> = peer.families.iter().map(ToString::to_string).collect();
+    StatusProblem {
+        object: Some(format!("BGPPeer {}", peer.name)),
+        reason: format!(
+            "spec.autoDiscover: this node has no default route ({}) with a gateway that is not a peer by another BGPPeer: there \
+             is no session; add the route, or name the peer by peerIP or interface",
+            families.join(", ")
+        ),
+        ..StatusProblem::default()
     }
 }
 

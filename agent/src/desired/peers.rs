@@ -9,30 +9,42 @@ use manx_bgp::filter::Filter;
 use manx_bgp::speaker::{PeerConfig, PeerRange, RemoteAs, Secret};
 use manx_bgp::types::Family;
 
-use super::{Desired, PeerIntent, router_id_of};
+use super::{Desired, Gateway, PeerIntent, router_id_of};
 use crate::api::bgp::{PeerInfo, SecretState};
 use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
 use crate::source::Node;
 use crate::view::PeerSettings;
 
-/// The peers of `node`. Those that this version cannot find (by default gateway) are among the problems of the source, which
-/// names their file and line.
+/// The peers of `node`.
 pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTreeMap<String, PeerIntent> {
     let mut peers = BTreeMap::new();
     for peer in desired.peers.values().filter(|p| selects(p, node)) {
-        let (config, source) = match &peer.target {
-            PeerTarget::Address(address) => {
-                let config = PeerConfig::new(peer.name.clone(), *address, peer.remote_as);
-                (config, source(peer, *address, node, local))
-            }
-            // Its link has a link-local address, and that is the one to dial from.
-            PeerTarget::Interface(interface) => {
-                (PeerConfig::on_interface(peer.name.clone(), interface.clone(), peer.remote_as), None)
-            }
-            PeerTarget::DefaultGateway | PeerTarget::Range { .. } => continue,
+        let at = |name: String, address: IpAddr| PeerConfig {
+            source: source(peer, address, node, local),
+            ..PeerConfig::new(name, address, peer.remote_as)
         };
-        let config = PeerConfig { source, ..config };
-        peers.insert(peer.name.clone(), declared(desired, peer, config));
+        // Its link has a link-local address, and that is the one to dial from.
+        let on = |name: String, interface: &str| {
+            PeerConfig::on_interface(name, interface.to_owned(), peer.remote_as)
+        };
+        let configs = match &peer.target {
+            PeerTarget::Address(address) => vec![at(peer.name.clone(), *address)],
+            PeerTarget::Interface(interface) => vec![on(peer.name.clone(), interface)],
+            PeerTarget::DefaultGateway => {
+                let gateways = gateways(desired, node, peer);
+                let config = |gateway: &Gateway| {
+                    let name = format!("{}@{}", peer.name, gateway.suffix());
+                    match gateway.is_link_local() {
+                        true => on(name, &gateway.interface),
+                        false => at(name, gateway.address),
+                    }
+                };
+                gateways.map(config).collect()
+            }
+            PeerTarget::Range { .. } => Vec::new(),
+        };
+        peers
+            .extend(configs.into_iter().map(|config| (config.name.clone(), declared(desired, peer, config))));
     }
     let mesh = match desired.bgp.mesh {
         Mesh::On => true,
@@ -59,6 +71,30 @@ pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, PeerRan
         }
     }
     ranges
+}
+
+/// The BGPPeers of `node` that name the default gateway where there is none.
+pub(super) fn without_gateway<'a>(desired: &'a Desired, node: &Node) -> Vec<&'a BgpPeer> {
+    let selected =
+        desired.peers.values().filter(|p| p.target == PeerTarget::DefaultGateway && selects(p, node));
+    selected.filter(|peer| gateways(desired, node, peer).next().is_none()).collect()
+}
+
+/// The gateways that a BGPPeer means: those of the families that it carries, but for whom another BGPPeer names.
+fn gateways<'a>(
+    desired: &'a Desired,
+    node: &'a Node,
+    peer: &'a BgpPeer,
+) -> impl Iterator<Item = &'a Gateway> {
+    let named = |gateway: &Gateway| {
+        desired.peers.values().filter(|other| selects(other, node)).any(|other| match &other.target {
+            PeerTarget::Address(address) => *address == gateway.address,
+            PeerTarget::Interface(name) => gateway.is_link_local() && *name == gateway.interface,
+            PeerTarget::Range { .. } | PeerTarget::DefaultGateway => false,
+        })
+    };
+    let carried = desired.gateways.iter().filter(|gateway| peer.families.contains(&gateway.family));
+    carried.filter(move |gateway| !named(gateway))
 }
 
 fn selects(peer: &BgpPeer, node: &Node) -> bool {
@@ -109,11 +145,9 @@ fn declared(desired: &Desired, peer: &BgpPeer, base: PeerConfig) -> PeerIntent {
         admin_blocked: (!blocked.is_empty()).then(|| blocked.join("; ")),
         ..base
     };
-    let unsupported = peer.unsupported().into_iter().map(|i| format!("{}: {}", i.path, i.reason)).collect();
     let info = PeerInfo {
         required: peer.required,
         settings: settings(&config),
-        unsupported,
         origin: format!("BGPPeer {}", peer.name),
         source: config.source,
         secret,
@@ -127,7 +161,8 @@ fn source(peer: &BgpPeer, address: IpAddr, node: &Node, local: &[IpNetwork]) -> 
     match peer.source_address {
         SourceAddress::NodeIp => node_source(node, address, local),
         SourceAddress::Kernel => None,
-        SourceAddress::Address(source) => Some(source),
+        // Of gateways there may be some of either family.
+        SourceAddress::Address(source) => Some(source).filter(|source| source.is_ipv4() == address.is_ipv4()),
     }
 }
 

@@ -90,6 +90,47 @@ fn a_range_is_no_peer_by_itself_and_has_what_its_object_says() {
 }
 
 #[test]
+fn default_gateways_are_peers_of_the_families_that_are_carried_but_for_those_that_have_a_name() {
+    let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
+    d.set(&peer("gw", "{autoDiscover: DefaultGateway, remoteAS: External, holdTime: 30s}"));
+    let intent = d.bgp(&nets(&["10.0.0.1/24"]));
+    assert_eq!((intent.peers.len(), &intent.absent[..]), (0, &["gw".to_owned()][..]));
+    assert!(
+        intent.problems[0]
+            .to_string()
+            .contains("BGPPeer gw: spec.autoDiscover: this node has no default route")
+    );
+
+    let gateway = |family, address: &str, interface: &str| Gateway {
+        family,
+        address: address.parse().unwrap(),
+        interface: interface.to_owned(),
+    };
+    let (v4, v6) = (manx_bgp::types::Family::Ipv4Unicast, manx_bgp::types::Family::Ipv6Unicast);
+    d.set_gateways([gateway(v4, "10.0.0.254", "eth0"), gateway(v6, "fe80::1", "eth1")].into());
+    let intent = d.bgp(&nets(&["10.0.0.1/24"]));
+    assert_eq!((intent.problems.len(), intent.absent.len()), (0, 0));
+    assert_eq!(intent.peers.keys().collect::<Vec<_>>(), ["gw@10.0.0.254", "gw@eth1"]);
+    let config = |name: &str| &intent.peers[name].config;
+    assert_eq!(config("gw@10.0.0.254").source, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!(config("gw@eth1").hold_time.unwrap().seconds(), 30);
+    assert_eq!(config("gw@eth1").target, manx_bgp::speaker::PeerTarget::Interface("eth1".to_owned()));
+
+    d.set(&peer("tor", "{peerIP: 10.0.0.254, asNumber: 65001}"));
+    d.set(&peer(
+        "gw",
+        "{autoDiscover: DefaultGateway, remoteAS: External, families: [ipv4], required: false}",
+    ));
+    let intent = d.bgp(&[]);
+    assert_eq!(
+        intent.peers.keys().collect::<Vec<_>>(),
+        ["tor"],
+        "a peer of its own, and a family that is not carried"
+    );
+    assert_eq!((intent.problems.len(), intent.absent.len()), (1, 0));
+}
+
+#[test]
 fn a_missing_secret_keeps_the_session_down_and_never_means_an_empty_password() {
     let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);
     d.set(&peer(

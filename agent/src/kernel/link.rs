@@ -126,6 +126,12 @@ impl LinksHandle {
         self.read().addresses()
     }
 
+    /// Routers that this node's best default routes lead to, of each family, with the name of their link; not those of our own
+    /// routes.
+    pub fn default_gateways(&self) -> Vec<(Family, IpAddr, String)> {
+        self.read().default_gateways()
+    }
+
     /// The name of a link, or its number where it is gone.
     pub fn name(&self, link: u32) -> String {
         self.read().name(link)

@@ -76,6 +76,15 @@ impl From<manx_bgp::types::Family> for Family {
     }
 }
 
+impl From<Family> for manx_bgp::types::Family {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Ipv4 => Self::Ipv4Unicast,
+            Family::Ipv6 => Self::Ipv6Unicast,
+        }
+    }
+}
+
 impl From<manx_policy::model::Family> for Family {
     fn from(family: manx_policy::model::Family) -> Self {
         match family {

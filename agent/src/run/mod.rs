@@ -27,7 +27,7 @@ use crate::api::facts::SharedFacts;
 use crate::api::server::Api;
 use crate::attachments::Addresses;
 use crate::cni_config::CniConfig;
-use crate::desired::{self, BgpIntent, Desired, EgressIntent, NodeIntent};
+use crate::desired::{self, BgpIntent, Desired, EgressIntent, Gateways, NodeIntent};
 use crate::egress_nat::EgressHandle;
 use crate::health::Health;
 use crate::kernel::Family;
@@ -64,7 +64,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 Some(event) => agent.on_event(event).await?,
                 None => bail!("every source of events has ended"),
             },
-            _ = tick.tick() => agent.on_tick().await,
+            _ = tick.tick() => agent.on_tick().await?,
         }
     }
     tracing::info!("stopping; routes and rules stay");
@@ -115,6 +115,8 @@ struct Loop {
     sweep_at: Option<Instant>,
     routes: Routes,
     next_hops: NextHops,
+    /// Who may be a peer as default gateway.
+    gateways: Gateways,
     /// What the speaker was told last.
     told: BgpIntent,
     /// What the plugin was told last.
@@ -250,7 +252,7 @@ impl Loop {
         }
     }
 
-    async fn on_tick(&mut self) {
+    async fn on_tick(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         self.health.beat("run", now);
         self.api.dropped.sample(now);
@@ -266,7 +268,11 @@ impl Loop {
             self.node = None;
             self.tell_plugin();
         }
+        if self.gateways.lingering() {
+            self.reconcile().await?;
+        }
         self.report_tick().await;
+        Ok(())
     }
 
     /// Compares what should be with what was told last, and tells the difference.

@@ -100,11 +100,10 @@ impl Loop {
             && let Ok(peers) = bgp.with(|speaker, now| speaker.peers(now)).await
         {
             let required = |name: &str| facts.peers.get(name).is_some_and(|p| p.required);
-            let down: Vec<_> = peers
-                .iter()
-                .filter(|p| required(&p.name) && p.state != "Established")
-                .map(|p| format!("{} is in {}", p.name, p.state))
-                .collect();
+            let down = peers.iter().filter(|p| required(&p.name) && p.state != "Established");
+            let down = down.map(|p| format!("{} is in {}", p.name, p.state));
+            let absent = self.told.absent.iter().map(|name| format!("{name} finds no default gateway"));
+            let down: Vec<_> = down.chain(absent).collect();
             let observed =
                 if down.is_empty() { "required peers are Established".to_owned() } else { down.join(", ") };
             self.health.report("peers", down.is_empty(), observed);

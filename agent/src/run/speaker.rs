@@ -11,7 +11,7 @@ use super::{Event, Loop};
 use crate::api::facts::epoch_now;
 use crate::config::GracefulRestart;
 use crate::delta::{Change, changes};
-use crate::desired::{BgpIntent, SpeakerIntent};
+use crate::desired::{BgpIntent, Gateway, SpeakerIntent};
 use crate::kernel::Family;
 
 /// Without graceful restart nobody says when a predecessor's routes are stale: then they go after so long.
@@ -20,6 +20,14 @@ const SWEEP_WITHOUT_RESTART: Duration = Duration::from_secs(120);
 impl Loop {
     /// Brings the speaker from what it was told to what it should be.
     pub(super) fn reconcile_bgp(&mut self) -> anyhow::Result<()> {
+        let gateways = self.links.default_gateways().into_iter();
+        let gateways = gateways.map(|(family, address, interface)| Gateway {
+            family: family.into(),
+            address,
+            interface,
+        });
+        self.gateways.see(Instant::now(), &gateways.collect());
+        self.desired.set_gateways(self.gateways.known());
         let mut intent = self.desired.bgp(&self.links.addresses());
         if !self.options.bgp_listen.is_empty() {
             intent.listen = self.options.bgp_listen.iter().copied().collect();

@@ -19,7 +19,7 @@ use crate::api::why::DroppedSegments;
 use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
-use crate::desired::{BgpIntent, Desired};
+use crate::desired::{BgpIntent, Desired, Gateways};
 use crate::drained::OrderFile;
 use crate::health::Health;
 use crate::kernel::fib::{Fib, FibConfig, FibHandle};
@@ -157,6 +157,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         sweep_at: None,
         routes: Routes::default(),
         next_hops: NextHops::default(),
+        gateways: Gateways::default(),
         told: BgpIntent::default(),
         node: None,
     };

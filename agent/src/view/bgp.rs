@@ -152,8 +152,6 @@ pub struct Peer {
     pub messages: MessageCounts,
     /// The last NOTIFICATION of either side.
     pub last_notification: Option<Notification>,
-    /// Settings that this version reads but does not act on.
-    pub unsupported: Vec<String>,
 }
 
 /// A peer's configuration, as far as it explains what is seen.

@@ -6,6 +6,7 @@ mod cni;
 mod drain;
 mod drift;
 mod egress;
+mod gateway;
 mod life;
 mod link;
 mod orders;

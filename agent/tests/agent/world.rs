@@ -465,10 +465,13 @@ impl Node {
     }
 
     /// The line of `manxctl peers` for a peer.
-    pub(crate) fn peer(&self, name: &str) -> Value {
+    pub(crate) fn peers(&self) -> Vec<Value> {
         let peers = self.try_json(&["peers"]).unwrap_or_default();
-        let rows = peers["items"].as_array().cloned().unwrap_or_default();
-        rows.into_iter().find(|p| p["name"] == name).unwrap_or_default()
+        peers["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn peer(&self, name: &str) -> Value {
+        self.peers().into_iter().find(|p| p["name"] == name).unwrap_or_default()
     }
 
     pub(crate) fn established(&self, name: &str) {

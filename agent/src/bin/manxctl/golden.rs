@@ -149,7 +149,6 @@ fn peer() {
             import_filters: vec!["racks".into()],
             ..Default::default()
         },
-        unsupported: vec!["spec.autoDiscover: this version does not look for gateways".into()],
         ..Default::default()
     };
     insta::assert_snapshot!(all(&peer));

@@ -191,9 +191,6 @@ impl Show for Peer {
             );
         }
         self.settings(&mut page);
-        for setting in &self.unsupported {
-            page.line("no effect", setting);
-        }
         page.finish()
     }
 

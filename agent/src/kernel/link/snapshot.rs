@@ -8,6 +8,7 @@ use prefix_trie::PrefixMap;
 use smallvec::SmallVec;
 
 use super::{Egress, Found};
+use crate::kernel::Family;
 use crate::kernel::fib::address;
 use crate::kernel::fib::object::{Content, KernelObject};
 use crate::kernel::fib::{KernelHop, KernelRoute, Neighbor, NextHop, PROTOCOL, TABLE_MAIN};
@@ -334,6 +335,31 @@ impl Snapshot {
         None
     }
 
+    /// Routers that the default routes of the lowest metric lead to, of each family, with the name of their link; of links
+    /// that are up.
+    pub(super) fn default_gateways(&self) -> Vec<(Family, IpAddr, String)> {
+        let find = |family| match family {
+            Family::Ipv4 => {
+                self.ipv4.iter().next().filter(|(prefix, _)| prefix.prefix() == 0).map(|(_, r)| r)
+            }
+            Family::Ipv6 => {
+                self.ipv6.iter().next().filter(|(prefix, _)| prefix.prefix() == 0).map(|(_, r)| r)
+            }
+        };
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let ways = find(family).into_iter().flatten();
+            let ways = ways.flat_map(|route| self.hops(route).map(move |hop| (route.metric, hop)));
+            let ways: Vec<(u32, Hop)> = ways.filter(|(_, hop)| self.usable(hop)).collect();
+            let best = ways.iter().map(|(metric, _)| *metric).min();
+            for (_, hop) in ways.iter().filter(|(metric, _)| Some(*metric) == best) {
+                let gateway = hop.gateway.map(|gateway| (family, gateway, self.name(hop.ifindex)));
+                found.extend(gateway);
+            }
+        }
+        found
+    }
+
     pub(super) fn neighbor(&self, hop: NextHop) -> Option<Egress> {
         let up = self.links.get(&hop.ifindex).is_some_and(|l| l.up);
         up.then_some(Egress { hop, metric: 0, connected: true, onlink: false })
@@ -345,9 +371,12 @@ impl Snapshot {
             IpAddr::V4(a) => self.ipv4.get_lpm(&Ipv4Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
             IpAddr::V6(a) => self.ipv6.get_lpm(&Ipv6Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
         };
-        let usable = |hop: &Hop| self.links.get(&hop.ifindex).is_none_or(|l| l.up);
         let ways = routes.iter().flat_map(|route| self.hops(route).map(move |hop| (route.metric, hop)));
-        ways.filter(|(_, hop)| usable(hop)).min()
+        ways.filter(|(_, hop)| self.usable(hop)).min()
+    }
+
+    fn usable(&self, hop: &Hop) -> bool {
+        self.links.get(&hop.ifindex).is_none_or(|link| link.up)
     }
 
     /// The ways out of a route, those of its object included.
@@ -529,6 +558,31 @@ mod tests {
         s.add_route(&route("0.0.0.0/0", 0, 16, &[(2, Some("10.1.0.1"))]), false);
         s.add_route(&route("10.9.0.0/16", 77, PROTOCOL, &[(2, Some("10.1.0.1"))]), false);
         assert_eq!(s.egress(ip("10.9.9.9")), None);
+    }
+
+    #[test]
+    fn the_gateways_of_the_node_are_those_of_its_best_default_routes_on_links_that_are_up() {
+        let mut s = with_links(&[(2, true), (3, true), (4, false)]);
+        assert_eq!(s.default_gateways(), []);
+        s.add_route(&route("10.0.0.0/8", 0, 4, &[(2, Some("10.1.0.9"))]), false);
+        s.add_route(&route("0.0.0.0/0", 200, 16, &[(2, Some("10.1.0.3"))]), false);
+        s.add_route(&route("0.0.0.0/0", 50, 4, &[(4, Some("10.3.0.1"))]), false);
+        s.add_route(&route("0.0.0.0/0", 77, PROTOCOL, &[(2, Some("10.1.0.4"))]), false);
+        let hops = [(2, Some("10.1.0.1")), (3, Some("10.2.0.1"))];
+        s.add_route(&route("0.0.0.0/0", 100, 4, &hops), false);
+        s.add_route(&route("::/0", 1024, 9, &[(3, Some("fe80::1"))]), false);
+        s.add_route(&route("::/0", 2048, 3, &[(2, None)]), false);
+        let found: Vec<_> = s.default_gateways();
+        let found: Vec<_> = found.iter().map(|(f, a, on)| (*f, a.to_string(), on.as_str())).collect();
+        let gateway = |family, address: &str, on| (family, address.to_owned(), on);
+        assert_eq!(
+            found,
+            [
+                gateway(Family::Ipv4, "10.1.0.1", "eth2"),
+                gateway(Family::Ipv4, "10.2.0.1", "eth3"),
+                gateway(Family::Ipv6, "fe80::1", "eth3")
+            ]
+        );
     }
 
     #[test]

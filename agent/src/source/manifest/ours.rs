@@ -19,7 +19,7 @@ pub(super) fn read(tree: &Tree, version: &str, kind: &str) -> Outcome {
             NetworkConfiguration::validate(spec).map(|o| (Vec::new(), Object::NetworkConfiguration(o)))
         }),
         (config::VERSION, "BGPPeer") => configured(tree, |name, spec| {
-            BgpPeer::validate(name, &spec).map(|o| (o.unsupported(), Object::BgpPeer(Box::new(o))))
+            BgpPeer::validate(name, &spec).map(|o| (Vec::new(), Object::BgpPeer(Box::new(o))))
         }),
         (config::VERSION, "BGPFilter") => configured(tree, |name, spec| {
             BgpFilter::validate(name, &spec).map(|o| (Vec::new(), Object::BgpFilter(o)))
