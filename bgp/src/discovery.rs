@@ -128,8 +128,9 @@ struct Link {
     advertisements: u8,
     solicit_at: Option<Instant>,
     solicitations: u8,
-    /// To be told, once `news_at` has come.
-    news: Option<Neighbor>,
+    /// To be told, once `news_at` has come: first that nobody is there any more, and why; then who is.
+    gone: Option<String>,
+    found: Option<(Ipv6Addr, u32)>,
     news_at: Option<Instant>,
 }
 
@@ -148,7 +149,8 @@ impl Discovery {
             advertisements: 0,
             solicit_at: None,
             solicitations: 0,
-            news: None,
+            gone: None,
+            found: None,
             news_at: None,
         });
     }
@@ -171,11 +173,12 @@ impl Discovery {
         link.advertise_at = up.then_some(now);
         link.solicit_at = up.then_some(now);
         (link.advertised, link.advertisements, link.solicitations) = (None, 0, 0);
-        link.news = Some(Neighbor::Gone(match state {
+        link.found = None;
+        link.gone = Some(match state {
             LinkState::Missing => format!("there is no interface {interface}"),
             LinkState::Down => format!("interface {interface} is down"),
             LinkState::Up(_) => format!("no router advertisement on {interface} yet"),
-        }));
+        });
         link.news_at = Some(now);
     }
 
@@ -187,7 +190,7 @@ impl Discovery {
             Heard::Advertisement => {
                 // There is a router, so that nobody has to be asked any more.
                 link.solicit_at = None;
-                link.news = Some(Neighbor::Found(from, ifindex));
+                link.found = Some((from, ifindex));
                 link.news_at = Some(link.news_at.map_or(now, |last| last.max(now)));
             }
             Heard::Solicitation => {
@@ -222,11 +225,15 @@ impl Discovery {
     }
 
     /// The next news: an interface and who is there. Told again while advertisements come, since the speaker heeds another
-    /// neighbour only when it has no session with the present one.
+    /// neighbour only when it has no session with the present one. That the link went is therefore never left out, be it
+    /// back already.
     pub fn poll_news(&mut self, now: Instant) -> Option<(String, Neighbor)> {
         self.links.iter_mut().find_map(|(interface, link)| {
             link.news_at.filter(|at| *at <= now)?;
-            let news = link.news.take()?;
+            let news = match link.gone.take() {
+                Some(reason) => Neighbor::Gone(reason),
+                None => link.found.take().map(|(from, ifindex)| Neighbor::Found(from, ifindex))?,
+            };
             // What is known of links that went is told at once; what is heard on them, not more often than that.
             link.news_at = Some(now + NEWS_INTERVAL);
             Some((interface.clone(), news))
@@ -236,7 +243,7 @@ impl Discovery {
     /// When something is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let of = |link: &Link| {
-            let news = link.news_at.filter(|_| link.news.is_some());
+            let news = link.news_at.filter(|_| link.gone.is_some() || link.found.is_some());
             [link.advertise_at, link.solicit_at, news].into_iter().flatten().min()
         };
         self.links.values().filter_map(of).min()
@@ -352,6 +359,24 @@ mod tests {
         b.sent.clear();
         b.run(Duration::from_secs(60));
         assert!(b.sent.is_empty(), "nothing is sent into a link that is down");
+    }
+
+    #[test]
+    fn a_link_that_was_down_for_a_moment_has_lost_its_neighbour() {
+        let mut b = Bench::new();
+        b.link(LinkState::Up(7));
+        b.run(Duration::from_secs(2));
+        b.hears("fe80::2", 7, Heard::Advertisement);
+        b.run(Duration::from_secs(2));
+        b.news.clear();
+        // Nobody asks for news before the link is back and the next router has spoken.
+        b.discovery.set_link(b.now, "eth1", LinkState::Down);
+        b.discovery.set_link(b.now, "eth1", LinkState::Up(7));
+        b.discovery.heard(b.now, ip("fe80::3"), 7, Heard::Advertisement);
+        b.run(Duration::from_secs(2));
+        let told: Vec<_> = b.news.iter().map(|(_, news)| news.clone()).collect();
+        let gone = Neighbor::Gone("no router advertisement on eth1 yet".to_owned());
+        assert_eq!(told, [gone, Neighbor::Found(ip("fe80::3"), 7)]);
     }
 
     #[test]

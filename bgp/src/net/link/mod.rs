@@ -7,6 +7,7 @@
 //! ```
 
 mod bfd_io;
+mod monitor;
 mod neighbor_io;
 
 use std::io;
@@ -83,6 +84,8 @@ async fn run(seed: u64, mut commands: mpsc::UnboundedReceiver<Command>, reports:
             biased;
             () = until(deadline) => {}
             () = bfd.readable() => bfd.receive(now()),
+            // Before what is heard on them: it may come from another router than before.
+            () = neighbors.links_told() => neighbors.heed_links(now()),
             () = neighbors.readable() => neighbors.receive(now()),
             command = commands.recv() => match command {
                 Some(Command::Bfd(ends, config)) => bfd.set(now(), ends, config),

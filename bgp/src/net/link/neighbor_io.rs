@@ -1,7 +1,7 @@
 //! Neighbour discovery's socket: one raw ICMPv6 socket for all links, open while there is one, that sees router solicitations
 //! and advertisements only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::AsRawFd;
@@ -16,10 +16,11 @@ use tokio::net::UdpSocket;
 
 use crate::discovery::{Discovery, HOP_LIMIT, Heard, LinkState, Outgoing};
 use crate::net::link::Report;
+use crate::net::link::monitor::{LinkMonitor, Told};
 use crate::net::sockopt::set_icmp6_filter;
 use crate::speaker::Neighbor;
 
-/// Links are looked at so often. The driver asks for a look as soon as it hears of a change; this is for who does not tell it.
+/// Links are looked at so often, whatever the kernel and the driver tell of changes.
 const LOOK: Duration = Duration::from_secs(1);
 /// Longer than an advertisement with all its options on any usual link.
 const BUFFER: usize = 2048;
@@ -32,10 +33,14 @@ pub(super) struct NeighborIo {
     /// A raw socket, with a datagram socket's manners.
     socket: Option<UdpSocket>,
     trouble: Option<String>,
+    /// Open as long as the socket; without it only the looks tell.
+    monitor: Option<LinkMonitor>,
     /// Our own link-local addresses: another interface of this node may be on the same link.
     own: BTreeSet<Ipv6Addr>,
     /// Links on which the all-routers group has been joined.
     joined: BTreeSet<u32>,
+    /// The links that were up at the last look.
+    up: BTreeMap<String, u32>,
     look_at: Option<Instant>,
 }
 
@@ -45,8 +50,10 @@ impl NeighborIo {
             discovery: Discovery::new(seed),
             socket: None,
             trouble: None,
+            monitor: None,
             own: BTreeSet::new(),
             joined: BTreeSet::new(),
+            up: BTreeMap::new(),
             look_at: None,
         }
     }
@@ -60,6 +67,7 @@ impl NeighborIo {
         self.discovery.remove(interface);
         if self.discovery.interfaces().next().is_none() {
             (self.socket, self.trouble, self.look_at) = (None, None, None);
+            self.monitor = None;
             self.joined.clear();
         }
     }
@@ -97,6 +105,30 @@ impl NeighborIo {
         }
     }
 
+    /// Until the kernel tells of links.
+    pub(super) async fn links_told(&self) {
+        match &self.monitor {
+            Some(monitor) => monitor.readable().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A link that was down for a moment only is looked at twice: as it was, and as it is.
+    pub(super) fn heed_links(&mut self, now: Instant) {
+        let Some(told) = self.monitor.as_mut().and_then(LinkMonitor::read) else { return };
+        for (name, ifindex) in std::mem::take(&mut self.up) {
+            let was_down = match &told {
+                Told::Down(links) => links.contains(&ifindex),
+                Told::Lost => true,
+            };
+            if was_down {
+                self.joined.remove(&ifindex);
+                self.discovery.set_link(now, &name, LinkState::Down);
+            }
+        }
+        self.look_at_links(now);
+    }
+
     pub(super) fn receive(&mut self, now: Instant) {
         let Some(socket) = &self.socket else { return };
         for _ in 0..MAX_BATCH {
@@ -126,9 +158,13 @@ impl NeighborIo {
                 }
             }
         }
+        if self.monitor.is_none() {
+            self.monitor = LinkMonitor::open().ok();
+        }
         let Ok(addresses) = getifaddrs() else { return };
         let usable = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_LOWER_UP;
         let mut up = BTreeSet::new();
+        self.up.clear();
         let mut known = BTreeSet::new();
         self.own.clear();
         for entry in addresses {
@@ -145,6 +181,7 @@ impl NeighborIo {
             let state = match if_nametoindex(name.as_str()) {
                 Ok(ifindex) if up.contains(&name) && self.socket.is_some() => {
                     self.join(ifindex);
+                    self.up.insert(name.clone(), ifindex);
                     LinkState::Up(ifindex)
                 }
                 Ok(_) if known.contains(&name) => LinkState::Down,
