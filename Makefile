@@ -1,6 +1,6 @@
 # The short entry points. CI runs these same ones.
 .DEFAULT_GOAL := help
-.PHONY: help deps build lab lab-up lab-down test check bench interop fuzz soak
+.PHONY: help deps build lab lab-up lab-down test check install-yaml bench interop fuzz soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
@@ -32,6 +32,9 @@ test: build ## every test: unit, property, kernel, lab
 
 check: ## formatting, lints, documentation, licences
 	@hack/check
+
+install-yaml: ## write what is generated of manifests/: definitions, rights, install.yaml, chart
+	cargo run --locked --quiet --package manx-agent --bin manx-manifests -- manifests
 
 bench: build ## side-by-side tables against the usual alternatives, in interleaved rounds; FULL=1 with those that take minutes
 	cargo build --release --locked --package manx-tests --bin manx-bench

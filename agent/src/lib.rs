@@ -18,6 +18,7 @@ pub mod cleanup;
 pub mod cni_config;
 pub mod cni_server;
 pub mod config;
+pub mod crd;
 pub mod delta;
 pub mod desired;
 pub mod drained;

@@ -3,53 +3,71 @@
 use std::time::Duration;
 
 use manx_bgp::types::{Asn, Prefix};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
 use super::values::{self, Scalar};
 
 /// The fields as written.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BgpConfigurationSpec {
+    /// AS number of all nodes; the annotation `manx.dev/asn` of a Node goes over it.
     as_number: Option<Scalar>,
+    /// Sessions between all nodes: Auto (only where there is no BGPPeer), "On" or "Off" (quoted; Enabled and Disabled need no quotes).
     node_to_node_mesh: Option<String>,
+    /// TCP port on which the speaker listens.
     listen_port: Option<i64>,
+    /// Equal-cost multipath.
     multipath: Option<MultipathSpec>,
+    /// Graceful restart (RFC 4724).
     graceful_restart: Option<GracefulRestartSpec>,
+    /// What draining a node does.
     drain: Option<DrainSpec>,
+    /// Service addresses to advertise: those within these ranges.
     service_advertisement: Option<ServiceAdvertisementSpec>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct MultipathSpec {
+    /// At most so many paths of a prefix are used.
     max_paths: Option<i64>,
+    /// Paths through different neighbour ASes count as equal when their AS_PATHs are equally long.
     as_path_relax: Option<bool>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct GracefulRestartSpec {
+    /// Advertise and honour it.
     enabled: Option<bool>,
+    /// For how long peers keep our routes while the agent is away, whole seconds up to 4095s.
     restart_time: Option<Scalar>,
+    /// For how long after it they are kept as the last choice (RFC 9494), whole seconds; 0s: not at all.
     long_lived_time: Option<Scalar>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct DrainSpec {
+    /// GracefulShutdown: the community GRACEFUL_SHUTDOWN (RFC 8326) first, the end of the sessions after the delay.
     mode: Option<String>,
+    /// From the community to the end of the sessions.
     delay: Option<Scalar>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServiceAdvertisementSpec {
+    /// Ranges for `spec.clusterIPs`.
     #[serde(default, rename = "clusterIPs")]
     cluster: Option<Vec<String>>,
+    /// Ranges for `spec.externalIPs`.
     #[serde(default, rename = "externalIPs")]
     external: Option<Vec<String>>,
+    /// Ranges for `status.loadBalancer.ingress[].ip`.
     #[serde(default, rename = "loadBalancerIPs")]
     load_balancer: Option<Vec<String>>,
 }

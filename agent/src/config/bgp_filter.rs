@@ -4,56 +4,78 @@ use manx_bgp::filter::{Action, AsPathRegex, Filter, Match, Neighbor, PrefixRange
 use manx_bgp::types::{Family, Prefix};
 use manx_bgp::wire::attribute::LargeCommunity;
 use manx_bgp::wire::community::{parse_extended, parse_large, parse_standard};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
 use super::values::{self, Scalar};
 
 /// The fields as written.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BgpFilterSpec {
+    /// Rules for IPv4 routes; the first that matches decides.
     ipv4: Option<Vec<RuleSpec>>,
+    /// Rules for IPv6 routes; the first that matches decides.
     ipv6: Option<Vec<RuleSpec>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RuleSpec {
+    /// How the rule is called in answers and metrics.
     #[serde(default)]
     name: Option<String>,
+    /// Matches prefixes within this one.
     #[serde(default)]
     cidr: Option<String>,
+    /// ...of this length at least.
     #[serde(default)]
     ge: Option<i64>,
+    /// ...of this length at most.
     #[serde(default)]
     le: Option<i64>,
+    /// Matches routes with all of these communities, such as 65001:7 or no-export.
     #[serde(default)]
     communities: Option<Vec<Scalar>>,
+    /// Matches routes with all of these large communities, such as 65001:1:2.
     #[serde(default)]
     large_communities: Option<Vec<Scalar>>,
+    /// Matches routes with all of these extended communities, such as rt:65001:7.
     #[serde(default)]
     extended_communities: Option<Vec<Scalar>>,
+    /// Matches routes whose AS_PATH matches; `_` is a border between two AS numbers.
     #[serde(default)]
     as_path_regex: Option<String>,
+    /// Matches routes whose next hop is this address, or within this prefix.
     #[serde(default)]
     next_hop: Option<String>,
+    /// Matches routes of this neighbour: an address, a prefix or the name of a BGPPeer.
     #[serde(default)]
     neighbor: Option<String>,
+    /// Accept or Reject.
     action: String,
+    /// What to change of accepted routes.
     #[serde(default)]
     set: Option<SetSpec>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SetSpec {
+    /// LOCAL_PREF.
     local_pref: Option<i64>,
+    /// MULTI_EXIT_DISC.
     med: Option<i64>,
+    /// Prepend our AS so many times.
     prepend: Option<i64>,
+    /// NEXT_HOP, of the rule's family.
     next_hop: Option<String>,
+    /// Communities to add, of all kinds.
     add_communities: Option<Vec<Scalar>>,
+    /// Communities to remove, of all kinds.
     remove_communities: Option<Vec<Scalar>>,
+    /// Communities that replace those that are there; an empty list clears the standard ones.
     set_communities: Option<Vec<Scalar>>,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use manx_bgp::bfd::BfdConfig;
 use manx_bgp::speaker::{AddPath, MaxPrefixes, MaxPrefixesAction, NextHopMode, RemoteAs};
 use manx_bgp::types::{Asn, Family, HoldTime, Prefix};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
@@ -14,88 +15,134 @@ use super::selector::{LabelSelector, LabelSelectorSpec};
 use super::values::{self, Scalar};
 
 /// The fields as written.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BgpPeerSpec {
+    /// The nodes that have this peer; every node where it is left out.
     node_selector: Option<LabelSelectorSpec>,
+    /// Address of the peer. Exactly one of peerIP, interface, autoDiscover and peerRange names it.
     #[serde(rename = "peerIP")]
     peer_ip: Option<String>,
+    /// Whoever connects from this prefix is a peer.
     peer_range: Option<String>,
+    /// At most so many peers from peerRange at once; 100 where it is left out.
     max_peers: Option<i64>,
+    /// The peer is whoever sends router advertisements on this interface.
     interface: Option<String>,
+    /// DefaultGateway: the peer is the gateway of the node's default route.
     auto_discover: Option<String>,
+    /// TCP port of the peer.
     port: Option<i64>,
+    /// AS number of the peer. Exactly one of asNumber and remoteAS is there.
     as_number: Option<Scalar>,
+    /// Internal: the peer has our AS; External: any other.
     #[serde(rename = "remoteAS")]
     remote_as: Option<String>,
+    /// Our AS towards this peer instead of the node's.
     #[serde(rename = "localASNumber")]
     local_as_number: Option<Scalar>,
+    /// Hold time to offer: 0 (none), or whole seconds from 3s on.
     hold_time: Option<Scalar>,
+    /// Keepalive interval; a third of the negotiated hold time where it is left out.
     keepalive_time: Option<Scalar>,
+    /// Time between attempts to connect.
     connect_retry: Option<Scalar>,
+    /// Never dial, only accept.
     passive: Option<bool>,
+    /// Address to dial from: UseNodeIP, None (as the kernel chooses), or an address of the node.
     source_address: Option<String>,
+    /// An external peer may be so many hops away.
     ebgp_multihop: Option<i64>,
+    /// Refuse packets that have crossed a router (GTSM, RFC 5082).
     ttl_security: Option<bool>,
+    /// Address families to negotiate: ipv4, ipv6.
     families: Option<Vec<String>>,
+    /// Several paths of a prefix (Add-Path, RFC 7911).
     add_path: Option<AddPathSpec>,
+    /// IPv4 routes with IPv6 next hops (RFC 8950).
     extended_next_hop: Option<bool>,
+    /// Next hop of the routes that are passed on: Self, Keep or Auto.
     next_hop: Option<String>,
+    /// Accept our own AS so many times in a received AS_PATH.
     allow_as_in: Option<i64>,
+    /// Replace the peer's AS by ours in AS_PATHs sent to it.
     as_override: Option<bool>,
+    /// Take private AS numbers out of AS_PATHs sent to it.
     #[serde(rename = "removePrivateAS")]
     remove_private_as: Option<bool>,
+    /// Discard traffic to single addresses that the peer marks BLACKHOLE (RFC 7999).
     blackhole: Option<bool>,
+    /// The peer is our reflection client (RFC 4456).
     route_reflector_client: Option<bool>,
+    /// TCP MD5 key (RFC 2385); the session stays down while it cannot be found.
     password: Option<PasswordSpec>,
+    /// Cap on received prefixes.
     max_prefixes: Option<MaxPrefixesSpec>,
+    /// BFD (RFC 5880) with the peer; none where it is left out.
     bfd: Option<BfdSpec>,
+    /// Names of BGPFilters for what the peer tells us, in order.
     import_filters: Option<Vec<String>>,
+    /// Names of BGPFilters for what we tell the peer, in order.
     export_filters: Option<Vec<String>>,
+    /// The node is not ready while this peer is down.
     required: Option<bool>,
+    /// Administratively down.
     shutdown: Option<ShutdownSpec>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct AddPathSpec {
+    /// Take several paths from the peer.
     receive: Option<bool>,
+    /// Send several paths to the peer.
     send: Option<bool>,
+    /// At most so many of a prefix; all that are eligible where it is left out.
     send_max: Option<i64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PasswordSpec {
+    /// A key of a Secret in the agent's namespace.
     secret_key_ref: SecretKeyRefSpec,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SecretKeyRefSpec {
+    /// Name of the Secret.
     name: String,
+    /// Key in it.
     key: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct MaxPrefixesSpec {
+    /// So many prefixes.
     limit: Option<i64>,
+    /// What happens beyond: Warn, Reject (keep the session, take no more) or Disable (end the session).
     action: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct BfdSpec {
+    /// Interval at which we send.
     min_tx: Option<Scalar>,
+    /// Interval at which we can receive.
     min_rx: Option<Scalar>,
+    /// So many missing packets end the session.
     multiplier: Option<i64>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct ShutdownSpec {
+    /// Keep the session down.
     enabled: Option<bool>,
+    /// What the peer's operator shall read (RFC 9003), at most 255 bytes.
     message: Option<String>,
 }
 

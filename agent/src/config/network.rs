@@ -1,38 +1,47 @@
 //! NetworkConfiguration: address ranges, egress NAT and MTU of the whole cluster.
 
 use manx_bgp::types::Prefix;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::issue::{Issue, Issues};
 use super::values;
 
 /// The fields as written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfigurationSpec {
+    /// Ranges that the nodes' pod CIDRs are cut from.
     #[serde(default, rename = "clusterCIDRs")]
     cluster_cidrs: Option<Vec<String>>,
+    /// Translation of what pods send out of the cluster.
     #[serde(default, rename = "egressNat")]
     egress_nat: Option<EgressNatSpec>,
+    /// Ranges from which pods may ask for fixed addresses.
     #[serde(default, rename = "addressPools")]
     address_pools: Option<Vec<AddressPoolSpec>>,
+    /// MTU of pod interfaces; 0: that of the uplinks.
     #[serde(default)]
     mtu: Option<i64>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct EgressNatSpec {
+    /// Off, or Masquerade: what leaves the cluster carries the node's address.
     #[serde(default)]
     mode: Option<String>,
+    /// Destinations that are not translated, besides the cluster's own.
     #[serde(default, rename = "excludeCIDRs")]
     exclude_cidrs: Option<Vec<String>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AddressPoolSpec {
+    /// Name of the pool.
     name: String,
+    /// Its ranges.
     cidrs: Vec<String>,
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::issue::Issues;
 
 /// A LabelSelector as written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelSelectorSpec {
     /// Labels with their values; all must be there.
@@ -19,11 +20,14 @@ pub struct LabelSelectorSpec {
     match_expressions: Option<Vec<Expression>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expression {
+    /// The label.
     key: String,
+    /// In, NotIn, Exists or DoesNotExist.
     operator: String,
+    /// For In and NotIn: the values.
     #[serde(default)]
     values: Option<Vec<String>>,
 }

@@ -1,11 +1,13 @@
 //! Scalars that several objects share: durations, AS numbers, prefixes, communities.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use manx_bgp::types::{Asn, Prefix};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 /// A scalar as it was written: `90s`, `65001:7` and `65001` are text here, whichever type YAML sees in them.
@@ -15,6 +17,21 @@ pub(super) struct Scalar(pub(super) String);
 impl fmt::Display for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl JsonSchema for Scalar {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Scalar".into()
+    }
+
+    /// What the API server takes; where it takes a number, the kind's table of bounds says so.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string"})
     }
 }
 
