@@ -4,17 +4,16 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
 use crate::filter::defaults::{DefaultReject, reject_by_kind};
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
 use crate::rib::Rib;
 use crate::rib::bitset::BitSet;
 use crate::rib::intern::AttrId;
 use crate::rib::path::{AcceptedBy, Path};
+use crate::rib::refused::Refused;
 use crate::rib::sources::SourceId;
 use crate::speaker::{FibNextHop, MaxPrefixes, MaxPrefixesAction};
-use crate::types::{Asn, Family, Ipv4Prefix, Ipv6Prefix, PeerType, PerFamily, Prefix};
+use crate::types::{Asn, Family, PeerType, PerFamily, Prefix};
 use crate::wire::attribute::{NextHop, PathAttributes};
 use crate::wire::community::well_known;
 use crate::wire::message::{Nlri, Reach, Update};
@@ -121,8 +120,6 @@ pub(super) struct AdjIn {
     /// Paths beyond the first of a slot, which only Add-Path brings.
     pub(super) further: PerFamily<usize>,
     refused: Refused,
-    /// Of the refused ones, those over the limit.
-    over_limit: PerFamily<usize>,
 }
 
 impl AdjIn {
@@ -133,14 +130,13 @@ impl AdjIn {
             has: PerFamily::from_fn(|_| BitSet::default()),
             further: PerFamily::both(0),
             refused: Refused::default(),
-            over_limit: PerFamily::both(0),
         }
     }
 
     /// How many routes count against the prefix limit: accepted and refused ones, but for those that the limit refused.
     /// With Add-Path each path is a route: a limit on prefixes would not bound the memory that a peer can take.
     fn held(&self, family: Family) -> usize {
-        self.has[family].len() + self.further[family] + self.refused.len(family) - self.over_limit[family]
+        self.has[family].len() + self.further[family] + self.refused.within_limit(family)
     }
 }
 
@@ -155,80 +151,6 @@ impl ImportPolicy {
     fn key(&self, nlri: Nlri) -> RouteKey {
         let path_id = self.add_path[nlri.prefix.family()].then_some(nlri.path_id);
         RouteKey { prefix: nlri.prefix, path_id }
-    }
-}
-
-/// Refused routes and why: 16 bytes for an IPv4 one without Add-Path, no attributes.
-#[derive(Default)]
-struct Refused {
-    ipv4: FxHashMap<Ipv4Prefix, Reject>,
-    ipv6: FxHashMap<Ipv6Prefix, Reject>,
-    /// Those with a path identifier, and how many there are of each family.
-    paths: FxHashMap<(Prefix, u32), Reject>,
-    path_counts: PerFamily<usize>,
-}
-
-impl Refused {
-    fn insert(&mut self, key: RouteKey, why: Reject) -> Option<Reject> {
-        match (key.prefix, key.path_id) {
-            (Prefix::V4(p), None) => self.ipv4.insert(p, why),
-            (Prefix::V6(p), None) => self.ipv6.insert(p, why),
-            (prefix, Some(id)) => {
-                let before = self.paths.insert((prefix, id), why);
-                self.path_counts[prefix.family()] += usize::from(before.is_none());
-                before
-            }
-        }
-    }
-
-    fn remove(&mut self, key: RouteKey) -> Option<Reject> {
-        match (key.prefix, key.path_id) {
-            // Mostly nothing is refused, and then nothing need be looked for.
-            (Prefix::V4(p), None) if !self.ipv4.is_empty() => self.ipv4.remove(&p),
-            (Prefix::V6(p), None) if !self.ipv6.is_empty() => self.ipv6.remove(&p),
-            (_, None) => None,
-            (prefix, Some(id)) => {
-                let before = self.paths.remove(&(prefix, id));
-                self.path_counts[prefix.family()] -= usize::from(before.is_some());
-                before
-            }
-        }
-    }
-
-    fn get(&self, key: RouteKey) -> Option<Reject> {
-        match (key.prefix, key.path_id) {
-            (Prefix::V4(p), None) => self.ipv4.get(&p).copied(),
-            (Prefix::V6(p), None) => self.ipv6.get(&p).copied(),
-            (prefix, Some(id)) => self.paths.get(&(prefix, id)).copied(),
-        }
-    }
-
-    fn len(&self, family: Family) -> usize {
-        let plain = match family {
-            Family::Ipv4Unicast => self.ipv4.len(),
-            Family::Ipv6Unicast => self.ipv6.len(),
-        };
-        plain + self.path_counts[family]
-    }
-
-    fn clear(&mut self, family: Family) {
-        match family {
-            Family::Ipv4Unicast => self.ipv4 = FxHashMap::default(),
-            Family::Ipv6Unicast => self.ipv6 = FxHashMap::default(),
-        }
-        self.paths.retain(|(prefix, _), _| prefix.family() != family);
-        self.path_counts[family] = 0;
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (RouteKey, Reject)> + '_ {
-        let plain = |prefix| RouteKey { prefix, path_id: None };
-        let v4 = self.ipv4.iter().map(move |(p, why)| (plain(Prefix::V4(*p)), *why));
-        let v6 = self.ipv6.iter().map(move |(p, why)| (plain(Prefix::V6(*p)), *why));
-        let paths = self
-            .paths
-            .iter()
-            .map(|((prefix, id), why)| (RouteKey { prefix: *prefix, path_id: Some(*id) }, *why));
-        v4.chain(v6).chain(paths)
     }
 }
 
@@ -278,9 +200,7 @@ impl Rib {
     /// Forgets a peer's refused prefixes of a family: its session is over, or it sends all again.
     pub(crate) fn forget_refused(&mut self, id: SourceId, family: Family) {
         if self.adj_in_of(id).is_some() {
-            let adj = self.adj_in_mut(id);
-            adj.refused.clear(family);
-            adj.over_limit[family] = 0;
+            self.adj_in_mut(id).refused.clear(family);
         }
     }
 
@@ -319,7 +239,7 @@ impl Rib {
 
     fn withdraw(&mut self, id: SourceId, key: RouteKey) {
         if !self.remove_route(id, key) {
-            self.unrefuse(id, key);
+            self.adj_in_mut(id).refused.withdraw(key);
         }
     }
 
@@ -330,18 +250,11 @@ impl Rib {
     fn refuse(&mut self, id: SourceId, key: RouteKey, why: Reject) {
         // A route that is refused now takes the place of one that was accepted before.
         self.remove_route(id, key);
-        let adj = self.adj_in_mut(id);
-        let before = adj.refused.insert(key, why);
-        let over = &mut adj.over_limit[key.prefix.family()];
-        *over += usize::from(why == Reject::MaxPrefixes);
-        *over -= usize::from(before == Some(Reject::MaxPrefixes));
+        self.adj_in_mut(id).refused.insert(key, why);
     }
 
     fn unrefuse(&mut self, id: SourceId, key: RouteKey) {
-        let adj = self.adj_in_mut(id);
-        if adj.refused.remove(key) == Some(Reject::MaxPrefixes) {
-            adj.over_limit[key.prefix.family()] -= 1;
-        }
+        self.adj_in_mut(id).refused.remove(key);
     }
 
     fn import_reach(
@@ -501,7 +414,8 @@ impl Rib {
         let Some(adj) = self.adj_in_of(id) else {
             return ReceivedCounts::default();
         };
-        let mut counts = ReceivedCounts { filtered: adj.refused.len(family), ..ReceivedCounts::default() };
+        let mut counts =
+            ReceivedCounts { filtered: adj.refused.counted(family), ..ReceivedCounts::default() };
         for slot in adj.has[family].iter() {
             for path in self.tables[family].paths(slot).iter().filter(|p| self.sources.peer(p.source) == id) {
                 counts.accepted += usize::from(!path.is_protected());
@@ -522,6 +436,11 @@ impl Rib {
         all
     }
 
+    /// How many refused routes of a peer are only counted.
+    pub(crate) fn refused_beyond(&self, id: SourceId) -> usize {
+        self.adj_in_of(id).map_or(0, |adj| adj.refused.beyond())
+    }
+
     /// Which import rule let a path in.
     pub(super) fn accepted_by(&self, path: &Path, family: Family) -> Option<String> {
         let policy = self.adj_in_of(self.sources.peer(path.source))?.policy.as_ref()?;
@@ -536,15 +455,8 @@ impl Rib {
     pub(super) fn refusals(&self, id: SourceId, prefix: Prefix) -> Vec<(RouteKey, String)> {
         let Some(adj) = self.adj_in_of(id) else { return Vec::new() };
         let filters = adj.policy.as_ref().map_or(&[][..], |p| p.filters.as_slice());
-        let plain = RouteKey { prefix, path_id: None };
-        let plain = adj.refused.get(plain).map(|why| (plain, why));
-        let with_id = adj.refused.paths.iter().filter(|((p, _), _)| *p == prefix);
-        let with_id = with_id.map(|((_, id), why)| (RouteKey { prefix, path_id: Some(*id) }, *why));
-        let mut all: Vec<_> = plain
-            .into_iter()
-            .chain(with_id)
-            .map(|(key, why)| (key, why.describe(filters, prefix.family())))
-            .collect();
+        let mut all: Vec<_> =
+            adj.refused.of(prefix).map(|(key, why)| (key, why.describe(filters, prefix.family()))).collect();
         all.sort_unstable_by_key(|(key, _)| key.path_id);
         all
     }

@@ -36,6 +36,7 @@ mod intern;
 mod loc_rib;
 mod long_lived;
 mod path;
+mod refused;
 mod sources;
 mod table;
 pub(crate) mod view;

@@ -223,6 +223,7 @@ impl Rib {
             best: path.is_best(),
             multipath: path.is_multipath(),
             stale: path.is_stale(),
+            filtered: path.is_protected(),
             blackhole: path.is_blackhole(),
             accepted_by: self.accepted_by(path, family),
             ..empty_view(table.prefix(slot))

@@ -94,6 +94,11 @@ impl Speaker {
         }
     }
 
+    /// How many routes a peer has told us that were refused and are only counted, because they were too many.
+    pub fn refused_beyond(&self, peer: &str) -> usize {
+        self.by_name.get(peer).map_or(0, |id| self.rib.refused_beyond(SourceId(*id)))
+    }
+
     /// Where each prefix leads that leads anywhere but here, in no order: what the FIB holds once it has been told all.
     pub fn forwarding(&self) -> Vec<RouteChange> {
         self.rib.forwarding_view()
