@@ -170,6 +170,17 @@ fn bfd(bfd: &core::BfdView, cx: &Context<'_>) -> view::Bfd {
     }
 }
 
+/// A range in `manxctl peers`.
+pub fn range(range: &core::RangeView) -> view::PeerRange {
+    view::PeerRange {
+        name: range.name.clone(),
+        range: range.range.to_string(),
+        peers: range.peers as u64,
+        max_peers: range.max_peers as u64,
+        refused: range.refused,
+    }
+}
+
 fn notification(n: &core::NotificationView, cx: &Context<'_>) -> view::Notification {
     view::Notification {
         direction: n.direction.name().to_owned(),
@@ -209,17 +220,23 @@ pub fn advertised(path: &core::RouteView) -> view::Route {
         prefix: path.prefix.to_string(),
         from: path.from.map_or_else(|| "local".to_owned(), |a| a.to_string()),
         peer: path.peer.clone(),
+        path_id: path.path_id,
         next_hop: path.next_hop.map(|a| a.to_string()),
         best: path.best,
         multipath: path.multipath,
         stale: path.stale,
         filtered: path.filtered,
+        blackhole: path.blackhole,
         as_path: path.as_path.iter().map(segment).collect(),
         origin: path.origin.map(str::to_owned),
         med: path.med,
         local_pref: path.local_pref,
         communities: path.communities.clone(),
         large_communities: path.large_communities.clone(),
+        extended_communities: path.extended_communities.clone(),
+        originator_id: path.originator_id.map(|id| id.to_string()),
+        cluster_list: path.cluster_list.iter().map(ToString::to_string).collect(),
+        accepted_by: path.accepted_by.clone(),
         lost_at: path.lost_at.map(str::to_owned),
         fib: None,
         reason: path.reason.clone(),

@@ -33,6 +33,8 @@ pub struct Facts {
     pub originated: Vec<String>,
     /// Configured peers.
     pub peers: BTreeMap<String, PeerInfo>,
+    /// What the peers of a range are, by name of the range.
+    pub ranges: BTreeMap<String, PeerInfo>,
     /// BGPPeer objects, those of other nodes too.
     pub peer_objects: Vec<PeerObject>,
     /// A predecessor's routes are kept until its peers have told all.
@@ -53,6 +55,14 @@ pub struct Facts {
     pub egress_error: Option<String>,
     /// Settings of the namespace that cost something, failed kernel work.
     pub kernel_problems: Vec<StatusProblem>,
+}
+
+impl Facts {
+    /// What a peer is by its configuration: its own, or that of the range from which it came.
+    pub fn info(&self, peer: &str) -> Option<&PeerInfo> {
+        let range = || peer.split_once('@').and_then(|(range, _)| self.ranges.get(range));
+        self.peers.get(peer).or_else(range)
+    }
 }
 
 /// Shared between the loop and the API.

@@ -458,6 +458,13 @@ fn bfd(e: &Evidence<'_>) -> Step {
             "the path or the peer's BFD is down: look at the link, and at its BFD session",
         ),
         _ => match &e.peer.bfd {
+            Some(bfd) if e.peer.state == "Established" && bfd.remote_state.is_none() => failed(
+                format!(
+                    "{}: nothing is heard of the peer's BFD, so that only the hold timer watches it",
+                    bfd.state
+                ),
+                "enable BFD for this session on the peer, and let UDP port 3784 through",
+            ),
             Some(bfd) => ok(match &bfd.reason {
                 Some(reason) => format!("{}: {reason}", bfd.state),
                 None => bfd.state.to_owned(),
@@ -490,7 +497,12 @@ pub(super) fn nearly(asked: &str, objects: &[PeerObject]) -> Vec<String> {
         let named = o.name == asked || address.is_some() && o.address == address;
         let alike = o.name.eq_ignore_ascii_case(asked) || one_edit_apart(&o.name, asked);
         let near = address.zip(o.address).is_some_and(|(a, b)| same_subnet(a, b));
+        let within = address.zip(o.range).is_some_and(|(address, range)| range.contains_addr(address));
         match &o.unmet {
+            None if within => found.push(format!(
+                "BGPPeer {} takes {}: that one has not connected, or not lately",
+                o.name, o.target
+            )),
             Some(unmet) if named => found.push(format!("BGPPeer {} names {}: {unmet}", o.name, o.target)),
             None if named => found.push(format!("BGPPeer {} names {}", o.name, o.target)),
             None if alike => found.push(format!("BGPPeer {} is written otherwise", o.name)),

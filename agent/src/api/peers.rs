@@ -29,7 +29,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<view::PeerList> 
     let none = PeerInfo::default();
     let items = api.with_context(now, |cx| {
         let row = |p: &PeerView| {
-            let info = facts.peers.get(&p.name).unwrap_or(&none);
+            let info = facts.info(&p.name).unwrap_or(&none);
             let row = bgp::peer_row(p, info, cx);
             match why::reason_below(p, info, dropped, suspects) {
                 Some(reason) => {
@@ -41,7 +41,9 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<view::PeerList> 
         };
         peers.iter().map(row).collect()
     });
-    Ok(Json(view::PeerList { items, ..Default::default() }))
+    let ranges = api.bgp()?.with(|speaker, _| speaker.ranges()).await.map_err(gone)?;
+    let ranges = ranges.iter().map(bgp::range).collect();
+    Ok(Json(view::PeerList { items, ranges, ..Default::default() }))
 }
 
 pub(super) async fn show(State(api): State<Arc<Api>>, which: Which) -> Answer<view::Peer> {
@@ -49,7 +51,7 @@ pub(super) async fn show(State(api): State<Arc<Api>>, which: Which) -> Answer<vi
     let facts = api.facts.get();
     let (peers, now) = api.peers().await?;
     let found = find(&peers, &which)?;
-    let info = facts.peers.get(&found.name).cloned().unwrap_or_default();
+    let info = facts.info(&found.name).cloned().unwrap_or_default();
     Ok(Json(api.with_context(now, |cx| bgp::peer(found, &info, cx))))
 }
 

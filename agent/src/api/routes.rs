@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use manx_bgp::speaker::RouteQuery;
+use manx_bgp::speaker::{RouteQuery, Speaker};
 use manx_bgp::types::Prefix;
 use serde::Deserialize;
 
@@ -50,14 +50,21 @@ pub(super) async fn routes(
             if table == Table::In { RouteQuery::AdjRibIn(name) } else { RouteQuery::AdjRibOut(name) }
         }
     };
-    let paths = handle.with(move |speaker, _| speaker.routes(&rib)).await.map_err(gone)?;
+    let ask = move |speaker: &mut Speaker, _| {
+        let unlisted = match &rib {
+            RouteQuery::AdjRibIn(peer) => Some(speaker.refused_beyond(peer) as u64),
+            RouteQuery::LocRib | RouteQuery::AdjRibOut(_) => None,
+        };
+        (speaker.routes(&rib), unlisted)
+    };
+    let (paths, unlisted) = handle.with(ask).await.map_err(gone)?;
     let wanted = paths.iter().filter(|p| (!query.rejected || p.filtered) && (!query.best || p.best));
     let items = api.with_context(Instant::now(), |cx| {
         wanted
             .map(|p| if query.table == Table::Out { bgp::advertised(p) } else { bgp::route(p, cx) })
             .collect()
     });
-    Ok(Json(view::RouteList { items, ..Default::default() }))
+    Ok(Json(view::RouteList { items, unlisted, ..Default::default() }))
 }
 
 #[derive(Deserialize)]

@@ -26,6 +26,7 @@ use crate::drained::OrderFile;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
+use crate::kernel::sysctl;
 use crate::policy_worker::{self, PolicyHandle};
 use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
 
@@ -318,14 +319,35 @@ fn kernel_status(api: &Api, errors: Vec<view::StatusProblem>) -> view::KernelSta
     let installed: usize = Family::BOTH.into_iter().map(|f| stats.installed(f)).sum();
     let refused = stats.last_refusal.clone().filter(|_| stats.missing > 0);
     let failed = refused.into_iter().chain(stats.last_error.clone());
+    let compat_mode = sysctl::read(COMPAT_MODE).ok().and_then(|value| value.parse().ok());
     view::KernelStatus {
         routes_wanted: Some((installed + stats.missing) as u64),
         routes_installed: Some(installed as u64),
         repairs: Some(stats.repairs),
+        next_hop_objects: stats.objects.map(|objects| objects as u64),
+        next_hop_compat_mode: compat_mode.filter(|_| stats.objects.is_some()),
+        notices: next_hop_notice(stats.objects, compat_mode).into_iter().collect(),
         errors: errors
             .into_iter()
             .chain(failed.map(|reason| view::StatusProblem { reason, ..Default::default() }))
             .collect(),
+    }
+}
+
+/// Whether the kernel tells of each route whose nexthop object changes.
+const COMPAT_MODE: &str = "net.ipv4.nexthop_compat_mode";
+
+/// What a next hop that fails costs here, if it is more than it need be.
+fn next_hop_notice(objects: Option<usize>, compat_mode: Option<u32>) -> Option<String> {
+    match (objects, compat_mode) {
+        (None, _) => Some(
+            "this kernel has no nexthop objects (Linux 5.3 has): a next hop that changes is changed in each of its routes"
+                .to_owned(),
+        ),
+        (Some(_), Some(1..)) => Some(format!(
+            "{COMPAT_MODE} is not 0: a next hop that changes is told for each of its routes, about 0.6 ms a thousand"
+        )),
+        (Some(_), _) => None,
     }
 }
 

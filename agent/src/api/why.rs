@@ -42,7 +42,7 @@ pub(super) async fn why(State(api): State<Arc<Api>>, which: Which) -> Answer<vie
     let Ok(peer) = find(&peers, &asked) else {
         return not_a_peer(&api, asked, &facts);
     };
-    let info = facts.peers.get(&peer.name).cloned().unwrap_or_default();
+    let info = facts.info(&peer.name).cloned().unwrap_or_default();
     api.dropped.sample(Instant::now());
     let dropped = api.dropped.lately();
     let (links, address, source) = (api.links.clone(), peer.address, info.source);
@@ -103,7 +103,7 @@ fn not_a_peer(api: &Api, asked: String, facts: &Facts) -> Answer<view::PeerDiagn
 pub(super) fn suspects(peers: &[PeerView], facts: &Facts) -> Suspects {
     let mut suspects = Suspects::default();
     let down = peers.iter().filter(|p| !["Established", "Disabled"].contains(&p.state));
-    for info in down.filter_map(|p| facts.peers.get(&p.name)) {
+    for info in down.filter_map(|p| facts.info(&p.name)) {
         suspects.with_key += usize::from(info.settings.password);
         suspects.without_key += usize::from(!info.settings.password);
         suspects.near += usize::from(info.settings.ttl_security);

@@ -65,7 +65,7 @@ pub struct BgpIntent {
     /// Its peers, by name.
     pub peers: BTreeMap<String, PeerIntent>,
     /// Ranges from which peers may come that nobody has named, by name of their object.
-    pub ranges: BTreeMap<String, PeerRange>,
+    pub ranges: BTreeMap<String, RangeIntent>,
     /// The BGPPeer objects that there are, those of other nodes too.
     pub objects: Vec<PeerObject>,
     /// Prefixes that this node originates, each backed by a blackhole route.
@@ -112,6 +112,15 @@ pub struct PeerIntent {
     /// For the speaker.
     pub config: PeerConfig,
     /// For people.
+    pub info: PeerInfo,
+}
+
+/// A range of peers and what the views say of their configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RangeIntent {
+    /// For the speaker.
+    pub config: PeerRange,
+    /// For people; readiness waits for none of them.
     pub info: PeerInfo,
 }
 

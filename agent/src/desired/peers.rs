@@ -9,7 +9,7 @@ use manx_bgp::filter::Filter;
 use manx_bgp::speaker::{PeerConfig, PeerRange, RemoteAs, Secret};
 use manx_bgp::types::Family;
 
-use super::{Desired, Gateway, PeerIntent, router_id_of};
+use super::{Desired, Gateway, PeerIntent, RangeIntent, router_id_of};
 use crate::api::bgp::{PeerInfo, SecretState};
 use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
 use crate::source::Node;
@@ -60,14 +60,15 @@ pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTre
 }
 
 /// The ranges from which peers may connect to `node`, by name of their object.
-pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, PeerRange> {
+pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, RangeIntent> {
     let mut ranges = BTreeMap::new();
     for peer in desired.peers.values().filter(|p| selects(p, node)) {
         if let PeerTarget::Range { range, max_peers } = peer.target {
             let anybody = PeerConfig::new(peer.name.clone(), range.addr(), peer.remote_as);
-            let template = declared(desired, peer, anybody).config;
+            let PeerIntent { config: template, mut info } = declared(desired, peer, anybody);
+            (info.required, info.settings.passive) = (false, true);
             let config = PeerRange { name: peer.name.clone(), range, max_peers, template };
-            ranges.insert(peer.name.clone(), config);
+            ranges.insert(peer.name.clone(), RangeIntent { config, info });
         }
     }
     ranges

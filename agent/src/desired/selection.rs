@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use manx_bgp::types::Prefix;
+
 use super::Desired;
 use crate::config::PeerTarget;
 use crate::source::Node;
@@ -15,6 +17,8 @@ pub struct PeerObject {
     pub target: String,
     /// The address, where it names one.
     pub address: Option<IpAddr>,
+    /// The range, where it names one.
+    pub range: Option<Prefix>,
     /// Its nodeSelector in words.
     pub selector: String,
     /// Why it does not select this node; `None`: it does.
@@ -32,10 +36,15 @@ pub(super) fn objects(desired: &Desired, node: &Node) -> Vec<PeerObject> {
         };
         let selector = peer.node_selector.as_ref();
         let words = selector.map(ToString::to_string).filter(|words| !words.is_empty());
+        let range = match peer.target {
+            PeerTarget::Range { range, .. } => Some(range),
+            _ => None,
+        };
         PeerObject {
             name: peer.name.clone(),
             target,
             address,
+            range,
             selector: words.map_or_else(|| "every node".to_owned(), |words| format!("nodes with {words}")),
             unmet: selector.and_then(|s| s.unmet(&node.labels)),
         }

@@ -84,7 +84,7 @@ fn a_range_is_no_peer_by_itself_and_has_what_its_object_says() {
     d.set(&peer("rack", "{peerRange: 10.0.0.0/24, maxPeers: 3, remoteAS: External, holdTime: 30s}"));
     let intent = d.bgp(&[]);
     assert!(intent.peers.is_empty(), "and no mesh either, since there is a BGPPeer");
-    let range = &intent.ranges["rack"];
+    let range = &intent.ranges["rack"].config;
     assert_eq!((range.range.to_string(), range.max_peers), ("10.0.0.0/24".to_owned(), 3));
     assert_eq!(range.template.hold_time.unwrap().seconds(), 30);
 }

@@ -33,6 +33,7 @@ impl Loop {
             f.router_id = intent.speaker.as_ref().map(|s| s.router_id.to_string());
             f.originated = intent.originate.iter().map(ToString::to_string).collect();
             f.peers = intent.peers.iter().map(|(name, peer)| (name.clone(), peer.info.clone())).collect();
+            f.ranges = intent.ranges.iter().map(|(name, range)| (name.clone(), range.info.clone())).collect();
             f.drain_delay = intent.drain_delay;
             f.peer_objects.clone_from(&intent.objects);
             f.bgp_problems.clone_from(&intent.problems);

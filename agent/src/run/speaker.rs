@@ -133,7 +133,7 @@ fn difference(speaker: &mut Speaker, now: Instant, told: &BgpIntent, intent: &Bg
     }
     for change in changes(&told.ranges, &intent.ranges) {
         match change {
-            Change::Set(_, range) => speaker.set_range(now, range.clone()),
+            Change::Set(_, range) => speaker.set_range(now, range.config.clone()),
             Change::Remove(name) => speaker.remove_range(now, name),
         }
     }

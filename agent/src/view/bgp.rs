@@ -37,6 +37,8 @@ pub struct PeerList {
     pub kind: PeerListKind,
     /// In the order of their addresses.
     pub items: Vec<PeerRow>,
+    /// Ranges from which further ones may connect, by name.
+    pub ranges: Vec<PeerRange>,
 }
 
 /// A peer in one line.
@@ -226,6 +228,22 @@ pub struct Notification {
     pub at: Option<EpochSeconds>,
 }
 
+/// A range from which peers may connect that nobody has named (`peerRange`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerRange {
+    /// Name of its BGPPeer; its peers are `NAME@ADDRESS`.
+    pub name: String,
+    /// The addresses that are taken.
+    pub range: String,
+    /// Peers of it that are known now.
+    pub peers: u64,
+    /// So many there may be at once.
+    pub max_peers: u64,
+    /// Connections refused because there were so many already.
+    pub refused: u64,
+}
+
 /// Routes of a table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -236,6 +254,8 @@ pub struct RouteList {
     pub kind: RouteListKind,
     /// In the order of family, address and length; the best path of a prefix first.
     pub items: Vec<Route>,
+    /// Routes that the peer told and that were refused when there were too many to remember each; null in other tables.
+    pub unlisted: Option<u64>,
 }
 
 /// A path to a prefix.
@@ -248,6 +268,8 @@ pub struct Route {
     pub from: String,
     /// Name of that peer; null for a route of our own.
     pub peer: Option<String>,
+    /// The path identifier of Add-Path (RFC 7911), where the session has it.
+    pub path_id: Option<u32>,
     /// The BGP next hop; null for a route of our own.
     pub next_hop: Option<String>,
     /// Selected by the decision process.
@@ -256,8 +278,11 @@ pub struct Route {
     pub multipath: bool,
     /// Kept over a restart of its peer (RFC 4724).
     pub stale: bool,
-    /// Refused by an import filter or a loop check: only the reason is kept, so that the attributes are unknown.
+    /// Refused. By an import filter or a loop check: only the reason is kept, so that the attributes are unknown; or because it
+    /// covers an address of a peer or of this node.
     pub filtered: bool,
+    /// Traffic is discarded, as its peer has asked for and may (RFC 7999).
+    pub blackhole: bool,
     /// AS_PATH, nearest AS first.
     pub as_path: Vec<AsPathItem>,
     /// `igp`, `egp` or `incomplete`.
@@ -270,6 +295,14 @@ pub struct Route {
     pub communities: Vec<String>,
     /// Large communities, `65001:1:2`.
     pub large_communities: Vec<String>,
+    /// Extended communities, `rt:65001:7`.
+    pub extended_communities: Vec<String>,
+    /// ORIGINATOR_ID, of a reflected route.
+    pub originator_id: Option<String>,
+    /// CLUSTER_LIST, the last reflector first.
+    pub cluster_list: Vec<String>,
+    /// The import rule that let it in; null where the filters have changed since.
+    pub accepted_by: Option<String>,
     /// The step of the decision process at which it lost; null for the best and its equals.
     pub lost_at: Option<String>,
     /// Where it stands in the kernel; null where that is not asked, as in `routes out`.

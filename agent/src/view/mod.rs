@@ -21,8 +21,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use bgp::{
     Advertised, AsPathItem, Bfd, Export, FamilyCounts, FibState, MessageCounts, Notification, Peer, PeerKind,
-    PeerList, PeerListKind, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind, RouteList,
-    RouteListKind, RouteLookup, RouteLookupKind,
+    PeerList, PeerListKind, PeerRange, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind,
+    RouteList, RouteListKind, RouteLookup, RouteLookupKind,
 };
 pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
 pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};

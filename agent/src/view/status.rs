@@ -141,6 +141,12 @@ pub struct KernelStatus {
     pub routes_installed: Option<u64>,
     /// Routes put back because somebody else had removed them.
     pub repairs: Option<u64>,
+    /// Nexthop objects that our routes use; null where there are none.
+    pub next_hop_objects: Option<u64>,
+    /// net.ipv4.nexthop_compat_mode of this network namespace.
+    pub next_hop_compat_mode: Option<u32>,
+    /// What costs something and is no fault.
+    pub notices: Vec<String>,
     /// What is wrong: missing tools or privileges, failed writes, settings of the namespace that cost something.
     pub errors: Vec<StatusProblem>,
 }

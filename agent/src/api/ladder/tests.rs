@@ -46,6 +46,7 @@ fn object(name: &str, address: &str, unmet: Option<&str>) -> PeerObject {
         name: name.to_owned(),
         target: address.to_owned(),
         address: address.parse().ok(),
+        range: address.parse().ok().filter(|_| address.contains('/')),
         selector: "every node".to_owned(),
         unmet: unmet.map(str::to_owned),
     }
@@ -196,6 +197,27 @@ fn family(negotiated: bool) -> manx_bgp::speaker::FamilyView {
 }
 
 #[test]
+fn bfd_that_is_asked_for_and_never_heard_is_named_while_the_session_is_up() {
+    let mut up = peer("Established", None, "");
+    up.families = vec![family(true)];
+    let bfd = |state, remote_state| manx_bgp::speaker::BfdView {
+        state,
+        remote_state,
+        age: None,
+        detection_time: None,
+        interval: None,
+        multiplier: 3,
+        flaps: 0,
+        reason: None,
+    };
+    up.bfd = Some(bfd("Down", None));
+    let (rung, text) = first(&up, &info(), &healthy()).unwrap();
+    assert!(rung == "bfd" && text.starts_with("Down: nothing is heard"), "{rung}: {text}");
+    up.bfd = Some(bfd("Up", Some("Up")));
+    assert_eq!(first(&up, &info(), &healthy()), None);
+}
+
+#[test]
 fn a_session_that_carries_nothing_is_no_success() {
     let mut up = peer("Established", None, "");
     up.families = vec![family(false)];
@@ -230,11 +252,13 @@ fn disabled_is_the_answer_whatever_else_is_wrong() {
 #[case("tor1", &["BGPPeer tor is written otherwise"])]
 #[case("TOR", &["BGPPeer tor is written otherwise"])]
 #[case("other", &["BGPPeer other names 10.2.0.1: it wants rack=b, this node has rack=a"])]
+#[case("10.3.0.7", &["BGPPeer rack takes 10.3.0.0/24: that one has not connected, or not lately"])]
 #[case("192.0.2.1", &[])]
 fn what_nearly_is_a_peer_is_named_with_what_is_in_the_way(#[case] asked: &str, #[case] expected: &[&str]) {
     let objects = [
         object("tor", "10.1.0.1", None),
         object("other", "10.2.0.1", Some("it wants rack=b, this node has rack=a")),
+        object("rack", "10.3.0.0/24", None),
     ];
     assert_eq!(nearly(asked, &objects), expected);
 }

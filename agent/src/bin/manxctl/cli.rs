@@ -10,7 +10,8 @@ use manx_bgp::types::Prefix;
 
 /// Asks the Manx agent of this node what it does and why.
 ///
-/// Exit status: 0 yes or healthy, 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
+/// Exit status: 0 yes or healthy, 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 4 a part of the answer is missing,
+/// 5 no permission.
 #[derive(Parser, Debug)]
 #[command(name = "manxctl", version)]
 pub(crate) struct Cli {

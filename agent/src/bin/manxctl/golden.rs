@@ -107,7 +107,13 @@ fn bfd() -> Bfd {
 
 #[test]
 fn peers() {
-    insta::assert_snapshot!(all(&PeerList { items: vec![up(), down()], ..Default::default() }));
+    let range =
+        PeerRange { name: "rack".into(), range: "10.0.3.0/24".into(), peers: 2, max_peers: 100, refused: 1 };
+    insta::assert_snapshot!(all(&PeerList {
+        items: vec![up(), down()],
+        ranges: vec![range],
+        ..Default::default()
+    }));
 }
 
 #[test]
@@ -189,7 +195,23 @@ fn routes() {
         reason: Some("default: no default route".into()),
         ..Default::default()
     });
-    insta::assert_snapshot!(all(&RouteList { items, ..Default::default() }));
+    items.push(Route {
+        prefix: "192.0.2.1/32".into(),
+        blackhole: true,
+        best: true,
+        path_id: Some(7),
+        extended_communities: vec!["rt:65001:7".into()],
+        originator_id: Some("10.0.9.9".into()),
+        cluster_list: vec!["10.0.9.1".into()],
+        accepted_by: Some("import default".into()),
+        ..path("tor-a", "10.0.1.1", &[65001])
+    });
+    let all_of_it = RouteList { items, ..Default::default() };
+    assert_eq!(all_of_it.exit(), Exit::Yes);
+    insta::assert_snapshot!(all(&all_of_it));
+    let part = RouteList { unlisted: Some(3), ..Default::default() };
+    assert_eq!(part.exit(), Exit::Partial);
+    assert!(part.text(&TABLE).ends_with("and 3 refused routes more, which are only counted\n"));
 }
 
 #[test]
@@ -268,6 +290,9 @@ fn healthy() -> Status {
             routes_wanted: Some(5),
             routes_installed: Some(5),
             repairs: Some(0),
+            next_hop_objects: Some(2),
+            next_hop_compat_mode: Some(1),
+            notices: vec!["net.ipv4.nexthop_compat_mode is not 0".into()],
             ..Default::default()
         },
         ..Default::default()

@@ -22,6 +22,8 @@ pub(crate) enum Exit {
     Usage,
     /// The agent cannot be asked.
     Unreachable,
+    /// Something of the answer is missing.
+    Partial,
     /// We may not ask.
     Permission,
 }
@@ -33,6 +35,7 @@ impl From<Exit> for ExitCode {
             Exit::No => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::Partial => 4,
             Exit::Permission => 5,
         })
     }

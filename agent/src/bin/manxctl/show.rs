@@ -58,7 +58,21 @@ impl Show for PeerList {
             row.push(text(peer.reason.as_deref().unwrap_or("-")));
             row
         });
-        table(&columns, rows, style)
+        let peers = table(&columns, rows, style);
+        if self.ranges.is_empty() {
+            return peers;
+        }
+        let columns = vec![left("RANGE"), left("NAME"), right("PEERS"), right("MAX"), right("REFUSED")];
+        let rows = self.ranges.iter().map(|range| {
+            vec![
+                text(&range.range),
+                text(&range.name),
+                number(Some(range.peers)),
+                number(Some(range.max_peers)),
+                number(Some(range.refused)),
+            ]
+        });
+        format!("{peers}\n{}", table(&columns, rows, style))
     }
 
     fn names(&self) -> Vec<String> {
@@ -68,7 +82,15 @@ impl Show for PeerList {
 
 impl Show for RouteList {
     fn text(&self, style: &Style) -> String {
-        routes(&self.items, style)
+        let table = routes(&self.items, style);
+        match self.unlisted {
+            Some(more @ 1..) => format!("{table}and {more} refused routes more, which are only counted\n"),
+            _ => table,
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        if self.unlisted.unwrap_or(0) > 0 { Exit::Partial } else { Exit::Yes }
     }
 
     fn names(&self) -> Vec<String> {
@@ -112,7 +134,7 @@ impl Show for RouteDrift {
     }
 }
 
-/// Paths as a table. The mark before a prefix: `>` best, `=` multipath beside it, `x` refused, `s` stale.
+/// Paths as a table. The mark before a prefix: `>` best, `=` multipath beside it, `x` refused, `s` stale, `b` discarded.
 pub(crate) fn routes(items: &[Route], style: &Style) -> String {
     let mut columns = vec![
         left(""),
@@ -125,7 +147,13 @@ pub(crate) fn routes(items: &[Route], style: &Style) -> String {
         left("FIB"),
     ];
     if style.wide {
-        columns.extend([left("PEER"), left("ORIGIN"), left("COMMUNITIES"), left("LOST-AT")]);
+        columns.extend([
+            left("PEER"),
+            right("PATH-ID"),
+            left("ORIGIN"),
+            left("COMMUNITIES"),
+            left("LOST-AT"),
+        ]);
     }
     columns.push(left("REASON"));
     let rows = items.iter().map(|r| {
@@ -138,6 +166,9 @@ pub(crate) fn routes(items: &[Route], style: &Style) -> String {
         });
         if r.stale {
             marks.push('s');
+        }
+        if r.blackhole {
+            marks.push('b');
         }
         let fib = match r.fib {
             Some(state @ FibState::Missing) => text(fib(state)).fg(Color::Red),
@@ -155,10 +186,11 @@ pub(crate) fn routes(items: &[Route], style: &Style) -> String {
             fib,
         ];
         if style.wide {
-            let communities: Vec<_> =
-                r.communities.iter().chain(&r.large_communities).map(String::as_str).collect();
+            let communities = r.communities.iter().chain(&r.large_communities).chain(&r.extended_communities);
+            let communities: Vec<_> = communities.map(String::as_str).collect();
             row.extend([
                 text(r.peer.as_deref().unwrap_or("-")),
+                number(r.path_id),
                 text(r.origin.as_deref().unwrap_or("-")),
                 text(&dash(&communities.join(","))),
                 text(r.lost_at.as_deref().unwrap_or("-")),

@@ -85,6 +85,13 @@ impl Show for Status {
                 ),
             },
         );
+        if let Some(objects) = self.kernel.next_hop_objects {
+            let mode = known(self.kernel.next_hop_compat_mode.as_ref());
+            page.line("next hops", format!("{objects} nexthop objects, compat mode {mode}"));
+        }
+        for notice in &self.kernel.notices {
+            page.line("notice", notice);
+        }
         let complaints = self.complaints();
         if complaints.is_empty() {
             page.coloured("health", "healthy", GREEN, "", style);
