@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         (None, Some(options)) => start(options),
         (None, None) => {
             let missing = clap::error::ErrorKind::MissingRequiredArgument;
-            Cli::command().error(missing, "--node-name and --manifests are required").exit()
+            Cli::command().error(missing, "--node-name is required").exit()
         }
     };
     match result {

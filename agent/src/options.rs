@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::source::kube::Access;
+
 /// What the agent does on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Feature {
@@ -87,8 +89,11 @@ pub struct Options {
     #[arg(long, env = "MANX_NODE_NAME", value_name = "NAME")]
     pub node_name: String,
     /// Directory of Kubernetes manifests that holds the cluster's state; watched.
-    #[arg(long, env = "MANX_MANIFESTS", value_name = "DIR")]
-    pub manifests: PathBuf,
+    #[arg(long, env = "MANX_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// How to reach the Kubernetes API that holds the cluster's state; without this and --manifests: as a pod of the cluster.
+    #[arg(long, env = "MANX_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// What to do on this node.
     #[arg(
         long,
@@ -142,10 +147,28 @@ pub struct Options {
     pub log_format: LogFormat,
 }
 
+/// Where cluster state comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceOptions {
+    /// This directory of manifests.
+    Manifests(PathBuf),
+    /// The Kubernetes API.
+    Api(Access),
+}
+
 impl Options {
     /// Whether this part of the agent is to run.
     pub fn enabled(&self, feature: Feature) -> bool {
         self.enable.contains(&feature)
+    }
+
+    /// Where cluster state comes from.
+    pub fn source(&self) -> SourceOptions {
+        match (&self.manifests, &self.kubeconfig) {
+            (Some(dir), _) => SourceOptions::Manifests(dir.clone()),
+            (None, Some(file)) => SourceOptions::Api(Access::Kubeconfig(file.clone())),
+            (None, None) => SourceOptions::Api(Access::InCluster),
+        }
     }
 }
 
@@ -192,6 +215,21 @@ mod tests {
         let cli = Cli::try_parse_from(["manx-agent", "cleanup", "--force"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Cleanup { force: true, .. })));
         assert!(Cli::try_parse_from(["manx-agent"]).is_err());
+    }
+
+    #[test]
+    fn there_is_one_source() {
+        let parse = |more: &[&str]| {
+            let cli = Cli::try_parse_from(["manx-agent", "--node-name", "n1"].iter().chain(more))?;
+            Ok::<_, clap::Error>(cli.run.unwrap().source())
+        };
+        assert_eq!(parse(&["--manifests", "d"]).unwrap(), SourceOptions::Manifests("d".into()));
+        assert_eq!(
+            parse(&["--kubeconfig", "f"]).unwrap(),
+            SourceOptions::Api(Access::Kubeconfig("f".into()))
+        );
+        assert_eq!(parse(&[]).unwrap(), SourceOptions::Api(Access::InCluster));
+        assert!(parse(&["--manifests", "d", "--kubeconfig", "f"]).is_err());
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Api {
     /// When the agent started.
     pub started: EpochSeconds,
     /// Where the manifests are.
-    pub source: String,
+    pub source: view::SourceStatus,
     /// Where an order to drain is kept.
     pub drained: OrderFile,
     /// What happens, for whoever watches.
@@ -222,8 +222,8 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: Some(api.started),
         source: view::SourceStatus {
-            kind: "manifests".to_owned(),
-            location: api.source.clone(),
+            kind: api.source.kind.clone(),
+            location: api.source.location.clone(),
             in_sync: facts.in_sync,
             stale: facts.stale,
             errors: facts.source_problems.clone(),

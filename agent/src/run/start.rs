@@ -27,11 +27,11 @@ use crate::kernel::iptables::Backend;
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
 use crate::kernel::sysctl;
-use crate::options::{self, Feature, Options};
+use crate::options::{self, Feature, Options, SourceOptions};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
-use crate::source::manifest_dir;
-use crate::view::paths;
+use crate::source::{Update, kube, manifest_dir};
+use crate::view::{SourceStatus, paths};
 use crate::{egress_nat, leaks, sockets, web};
 
 /// Reading a predecessor's million routes takes a third of a second; more than this means that the kernel is in trouble.
@@ -45,6 +45,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     let admin = sockets::listen(&run_dir, &options.run_dir.join(paths::ADMIN_SOCKET), 0o600)?;
     let read_only = sockets::listen(&run_dir, &options.run_dir.join(paths::READ_ONLY_SOCKET), 0o660)?;
     let web_socket = web::listen(options.metrics_addr).await?;
+
+    // A configuration that cannot be used is told before anything is touched.
+    let (source, updates) = follow_source(&options).await?;
 
     let health = Health::default();
     let facts = SharedFacts::default();
@@ -119,7 +122,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         started: epoch_now(),
         drained: OrderFile::new(&options.run_dir),
         events: Events::new(&options.node_name),
-        source: options.manifests.display().to_string(),
+        source: source.clone(),
         facts: facts.clone(),
         bgp: std::sync::OnceLock::new(),
         bgp_enabled: options.enabled(Feature::Bgp),
@@ -132,7 +135,6 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     watch("read-only API", &events, serve(read_only, server::Access::ReadOnly, api.clone()));
     watch("health and metrics", &events, web::serve(web_socket, health.clone(), api.clone()));
     health.report("source", false, "not read yet");
-    let updates = manifest_dir::spawn(options.manifests.clone()).context("cannot follow the manifests")?;
     pump(updates, events.clone(), Event::Source);
 
     tracing::info!(node = %options.node_name, version = env!("CARGO_PKG_VERSION"), inherited, "agent started");
@@ -162,6 +164,30 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         node: None,
     };
     Ok((agent, inbox))
+}
+
+/// What is followed, in words for the status, and what it says.
+async fn follow_source(options: &Options) -> anyhow::Result<(SourceStatus, mpsc::Receiver<Vec<Update>>)> {
+    let status = |kind: &str, location: String| SourceStatus {
+        kind: kind.to_owned(),
+        location,
+        ..SourceStatus::default()
+    };
+    match options.source() {
+        SourceOptions::Manifests(dir) => {
+            let status = status("manifests", dir.display().to_string());
+            Ok((status, manifest_dir::spawn(dir).context("cannot follow the manifests")?))
+        }
+        SourceOptions::Api(access) => {
+            let settings = kube::Settings {
+                node_name: options.node_name.clone(),
+                namespace: options.namespace.clone(),
+                timing: kube::Timing::default(),
+            };
+            let (api, updates) = kube::spawn(access, settings).await?;
+            Ok((status("kubernetes", api.server().to_owned()), updates))
+        }
+    }
 }
 
 /// A router forwards. Where the agent may not write these (a read-only /proc/sys), an init container has, and the status

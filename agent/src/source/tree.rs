@@ -12,7 +12,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, MessageFormatter, Spa
 pub(super) const MAX_FILE_BYTES: u64 = 32 << 20;
 
 /// Maps and lists within each other; the deepest objects in use, schemas of custom resources, stay below half of it.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// Stack that a thread needs for reading the deepest text that is let through, with room to spare in builds without
 /// optimisation.

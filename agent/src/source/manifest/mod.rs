@@ -66,6 +66,32 @@ pub fn parse(text: &str) -> Result<Manifest, Vec<Note>> {
     if reader.faults.is_empty() { Ok(reader.manifest) } else { Err(reader.faults) }
 }
 
+/// One object, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::source) struct Understood {
+    pub(in crate::source) object: Object,
+    /// What the reader should know about, without lines; none of it keeps the object from being used.
+    pub(in crate::source) notes: Vec<String>,
+}
+
+/// Reads one object that says what it is, as the API has it.
+///
+/// # Errors
+/// Why it cannot be used, one reason a line.
+pub(in crate::source) fn object(tree: &Tree) -> Result<Understood, Vec<String>> {
+    let (Some(api_version), Some(kind)) = (tree.text("apiVersion"), tree.text("kind")) else {
+        return Err(vec!["not a Kubernetes object: apiVersion and kind are missing".to_owned()]);
+    };
+    match read(tree, api_version, kind) {
+        Outcome::Object(object, notes) => {
+            Ok(Understood { object, notes: notes.iter().map(ToString::to_string).collect() })
+        }
+        Outcome::Faults(faults) => Err(faults.into_iter().map(|fault| fault.reason).collect()),
+        Outcome::Foreign => Err(vec![format!("{kind} of {api_version} is nothing that is read")]),
+        Outcome::NotDone(reason) => Err(vec![reason]),
+    }
+}
+
 #[derive(Default)]
 struct Reader {
     manifest: Manifest,
