@@ -5,9 +5,11 @@ use std::path::Path;
 
 use anyhow::bail;
 use manx_cni::node::NodeConfig;
-use manx_cni::{conflist, node};
+use manx_cni::{agent, conflist, node};
 
 use crate::kernel::cleanup;
+use crate::view::paths;
+use crate::{drained, prepare};
 
 /// The plugin's store within the run directory.
 const ATTACHMENTS: &str = "ipam";
@@ -22,6 +24,7 @@ pub fn run(
     run_dir: &Path,
     cni_conf_dir: &Path,
     cni_bin_dir: Option<&Path>,
+    iproute2_dir: Option<&Path>,
     prefix: &str,
 ) -> anyhow::Result<()> {
     let mut links = cleanup::pod_links(prefix).map_err(anyhow::Error::msg)?;
@@ -49,6 +52,9 @@ pub fn run(
             println!("removed {}", file.display());
         }
     }
+    if let Some(file) = iproute2_dir.and_then(prepare::forget_protocol) {
+        println!("removed {}", file.display());
+    }
     let mut failures = Vec::new();
     for removal in cleanup::remove_links(&links).into_iter().chain(cleanup::remove()) {
         match removal {
@@ -59,6 +65,13 @@ pub fn run(
     let attachments = run_dir.join(ATTACHMENTS);
     if fs::remove_dir_all(&attachments).is_ok() {
         println!("removed {}", attachments.display());
+    }
+    // What a stopped agent leaves behind; the directory itself goes where nothing else is in it.
+    for left in [paths::ADMIN_SOCKET, paths::READ_ONLY_SOCKET, agent::SOCKET, drained::FILE] {
+        _ = fs::remove_file(run_dir.join(left));
+    }
+    if fs::remove_dir(run_dir).is_ok() {
+        println!("removed {}", run_dir.display());
     }
     if !failures.is_empty() {
         bail!("not everything could be removed: {}", failures.join("; "));

@@ -48,50 +48,19 @@ impl CniConfig {
         config.write(&self.run_dir).context("cannot tell the CNI plugin about this node")
     }
 
-    /// Puts the plugin where the runtime looks for it, if it is another one than lies there. Returns whether it was.
-    ///
-    /// The new file takes the old one's place by rename: an ADD that runs goes on with the old one, which could not be
-    /// written to anyway (ETXTBSY).
+    /// Puts the plugin in place, where the agent is to do that; see [`install`].
     ///
     /// # Errors
-    /// It can't be read, or not be written there.
+    /// As [`install`].
     pub fn install_plugin(&self) -> anyhow::Result<bool> {
-        let Some(from) = self.plugin.as_deref().filter(|_| !self.plugin_is_installed()) else {
-            return Ok(false);
-        };
-        let to = self.installed_plugin();
-        let install = || -> io::Result<()> {
-            let mut source = File::open(from)?;
-            fs::create_dir_all(&self.bin_dir)?;
-            let hidden = self.bin_dir.join(format!(".{}.new", conflist::PLUGIN));
-            // One that a killed agent left may have another mode.
-            match fs::remove_file(&hidden) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            let mut file = File::options().write(true).create_new(true).mode(0o755).open(&hidden)?;
-            io::copy(&mut source, &mut file)?;
-            // Its age is how the next look knows it.
-            file.set_modified(source.metadata()?.modified()?)?;
-            file.sync_all()?;
-            drop(file);
-            fs::rename(&hidden, &to)
-        };
-        install().with_context(|| {
-            format!("cannot install the CNI plugin {} as {}", from.display(), to.display())
-        })?;
-        Ok(true)
+        match &self.plugin {
+            Some(plugin) => install(plugin, &self.bin_dir),
+            None => Ok(false),
+        }
     }
 
-    /// By size and age: this is looked at every few seconds.
     fn plugin_is_installed(&self) -> bool {
-        let Some(from) = &self.plugin else { return true };
-        let of = |path: &Path| fs::metadata(path).and_then(|m| Ok((m.len(), m.modified()?))).ok();
-        of(from).is_some() && of(from) == of(&self.installed_plugin())
-    }
-
-    fn installed_plugin(&self) -> PathBuf {
-        self.bin_dir.join(conflist::PLUGIN)
+        self.plugin.as_deref().is_none_or(|plugin| is_installed(plugin, &self.bin_dir))
     }
 
     /// Tells the runtime about the plugin; returns the path. A file that says the same already is left alone, since
@@ -137,6 +106,46 @@ impl CniConfig {
         let first = names.into_iter().find(|p| configuration(p))?;
         (first.file_name()? != conflist::FILE_NAME).then_some(first)
     }
+}
+
+/// Puts a plugin where the runtime looks for it, if it is another one than lies there. Returns whether it was.
+///
+/// The new file takes the old one's place by rename: an ADD that runs goes on with the old one, which could not be written
+/// to anyway (ETXTBSY).
+///
+/// # Errors
+/// It can't be read, or not be written there.
+pub fn install(plugin: &Path, bin_dir: &Path) -> anyhow::Result<bool> {
+    if is_installed(plugin, bin_dir) {
+        return Ok(false);
+    }
+    let to = bin_dir.join(conflist::PLUGIN);
+    let install = || -> io::Result<()> {
+        let mut source = File::open(plugin)?;
+        fs::create_dir_all(bin_dir)?;
+        let hidden = bin_dir.join(format!(".{}.new", conflist::PLUGIN));
+        // One that a killed agent left may have another mode.
+        match fs::remove_file(&hidden) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = File::options().write(true).create_new(true).mode(0o755).open(&hidden)?;
+        io::copy(&mut source, &mut file)?;
+        // Its age is how the next look knows it.
+        file.set_modified(source.metadata()?.modified()?)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&hidden, &to)
+    };
+    install()
+        .with_context(|| format!("cannot install the CNI plugin {} as {}", plugin.display(), to.display()))?;
+    Ok(true)
+}
+
+/// By size and age: this is looked at every few seconds.
+fn is_installed(plugin: &Path, bin_dir: &Path) -> bool {
+    let of = |path: &Path| fs::metadata(path).and_then(|m| Ok((m.len(), m.modified()?))).ok();
+    of(plugin).is_some() && of(plugin) == of(&bin_dir.join(conflist::PLUGIN))
 }
 
 /// A half-written file that sorts first would make the node NotReady, and a rename from another directory is not noticed

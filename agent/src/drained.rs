@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-const FILE: &str = "drained.json";
+pub(crate) const FILE: &str = "drained.json";
 
 /// An order as it was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,6 +30,7 @@ pub mod leaks;
 pub mod metrics;
 pub mod options;
 pub mod policy_worker;
+pub mod prepare;
 pub mod routes;
 pub mod run;
 pub mod sockets;

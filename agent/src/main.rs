@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use manx_agent::options::{Cli, Command, LogFormat, Options};
-use manx_agent::{cleanup, run};
+use manx_agent::{cleanup, prepare, run};
 use tracing_subscriber::EnvFilter;
 
 // Gives memory back after a burst of routes, where the system's allocator keeps it.
@@ -17,9 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match (cli.command, cli.run) {
-        (Some(Command::Cleanup { force, run_dir, cni_conf_dir, cni_bin_dir, pod_interface_prefix }), _) => {
-            cleanup::run(force, &run_dir, &cni_conf_dir, cni_bin_dir.as_deref(), &pod_interface_prefix)
-        }
+        (Some(command), _) => aside(&command),
         (None, Some(options)) => start(options),
         (None, None) => {
             let missing = clap::error::ErrorKind::MissingRequiredArgument;
@@ -31,6 +29,30 @@ fn main() -> ExitCode {
         Err(e) => {
             eprintln!("manx-agent: {e:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Other things than running.
+fn aside(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Cleanup {
+            force,
+            run_dir,
+            cni_conf_dir,
+            cni_bin_dir,
+            iproute2_dir,
+            pod_interface_prefix,
+        } => cleanup::run(
+            *force,
+            run_dir,
+            cni_conf_dir,
+            cni_bin_dir.as_deref(),
+            iproute2_dir.as_deref(),
+            pod_interface_prefix,
+        ),
+        Command::Prepare { enable, cni_plugin, cni_bin_dir, iproute2_dir } => {
+            prepare::run(enable, cni_plugin.as_deref(), cni_bin_dir, iproute2_dir.as_deref())
         }
     }
 }

@@ -76,9 +76,36 @@ pub enum Command {
         /// Directory of CNI plugin binaries from which `manx` is removed too; not touched where it is not given.
         #[arg(long, env = "MANX_CNI_BIN_DIR", value_name = "DIR")]
         cni_bin_dir: Option<PathBuf>,
+        /// Configuration directory of iproute2 from which the name of our route protocol is removed too; not touched where it
+        /// is not given.
+        #[arg(long, env = "MANX_IPROUTE2_DIR", value_name = "DIR")]
+        iproute2_dir: Option<PathBuf>,
         /// First letters of the names of pod interfaces, where the run directory does not say.
         #[arg(long, env = "MANX_POD_INTERFACE_PREFIX", default_value = "manx", value_parser = interface_prefix, value_name = "PREFIX")]
         pod_interface_prefix: String,
+    },
+    /// Prepare this node for the agent: kernel modules, forwarding and multipath, the CNI plugin.
+    ///
+    /// For a privileged init container, so that the agent needs no more than NET_ADMIN, NET_RAW and NET_BIND_SERVICE.
+    Prepare {
+        /// What the agent will do on this node.
+        #[arg(
+            long,
+            env = "MANX_ENABLE",
+            value_delimiter = ',',
+            default_value = "bgp,policy,cni",
+            value_name = "LIST"
+        )]
+        enable: Vec<Feature>,
+        /// The plugin to install as `manx`.
+        #[arg(long, env = "MANX_CNI_PLUGIN", value_name = "FILE")]
+        cni_plugin: Option<PathBuf>,
+        /// Directory of CNI plugin binaries.
+        #[arg(long, env = "MANX_CNI_BIN_DIR", default_value = "/opt/cni/bin", value_name = "DIR")]
+        cni_bin_dir: PathBuf,
+        /// Configuration directory of iproute2, for the name of our route protocol.
+        #[arg(long, env = "MANX_IPROUTE2_DIR", value_name = "DIR")]
+        iproute2_dir: Option<PathBuf>,
     },
 }
 

@@ -9,6 +9,7 @@ mod egress;
 mod gateway;
 mod life;
 mod link;
+mod monitoring;
 mod orders;
 mod source;
 mod start;
