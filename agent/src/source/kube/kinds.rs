@@ -152,20 +152,10 @@ pub const WRITTEN: &[Written] = &[
         place: Place::Cluster,
         why: "conditions and counts, by the holder of the Lease",
     },
-    Written {
-        group: config::GROUP,
-        resource: "bgpfilters/status",
-        verbs: &["patch"],
-        place: Place::Cluster,
-        why: "conditions, by the holder of the Lease",
-    },
-    Written {
-        group: POLICY_GROUP.0,
-        resource: "clusternetworkpolicies/status",
-        verbs: &["patch"],
-        place: Place::Cluster,
-        why: "conditions, by the holder of the Lease",
-    },
+    accepted(config::GROUP, "bgpconfigurations/status"),
+    accepted(config::GROUP, "bgpfilters/status"),
+    accepted(config::GROUP, "networkconfigurations/status"),
+    accepted(POLICY_GROUP.0, "clusternetworkpolicies/status"),
     Written {
         group: "coordination.k8s.io",
         resource: "leases",
@@ -198,6 +188,11 @@ const fn ours(kind: Kind, plural: &'static str) -> Watched {
 
 const fn calico(kind: Kind, plural: &'static str) -> Watched {
     Watched { apis: CALICO, presence: Presence::Installed, ..core(kind, plural) }
+}
+
+const fn accepted(group: &'static str, resource: &'static str) -> Written {
+    let why = "condition Accepted, by the holder of the Lease";
+    Written { group, resource, verbs: &["patch"], place: Place::Cluster, why }
 }
 
 #[cfg(test)]

@@ -1,0 +1,478 @@
+//! The Kubernetes API as a source: whatever the server does, what the agent knows becomes what the server has.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use manx_agent::source::kube::{self, Access, Settings, Timing};
+use manx_agent::source::manifest;
+use manx_agent::source::{Kind, Object, ObjectKey, Problem, Update};
+use manx_tests::apiserver::{ApiServer, Cut};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// For anything to happen, on a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const TIMING: Timing = Timing {
+    answer: Duration::from_secs(2),
+    watch: Duration::from_secs(60),
+    recheck: Duration::from_millis(300),
+    settle: Duration::from_millis(500),
+    haste: 20,
+};
+
+/// What an agent would know.
+struct Follower {
+    runtime: tokio::runtime::Runtime,
+    updates: mpsc::Receiver<Vec<Update>>,
+    objects: BTreeMap<ObjectKey, Arc<Object>>,
+    problems: Vec<Problem>,
+    in_sync: bool,
+    removed: usize,
+    _files: TempDir,
+}
+
+impl Follower {
+    fn new(server: &ApiServer) -> Self {
+        Self::with_token(server, None)
+    }
+
+    fn with_token(server: &ApiServer, token: Option<&Path>) -> Self {
+        let files = TempDir::new().unwrap();
+        let file = files.path().join("kubeconfig");
+        server.write_kubeconfig(&file, token).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let settings = Settings { node_name: "n1".into(), namespace: "manx-system".into(), timing: TIMING };
+        let (_, updates) = runtime.block_on(kube::spawn(Access::Kubeconfig(file), settings)).unwrap();
+        Follower {
+            runtime,
+            updates,
+            objects: BTreeMap::new(),
+            problems: Vec::new(),
+            in_sync: false,
+            removed: 0,
+            _files: files,
+        }
+    }
+
+    fn in_sync(server: &ApiServer) -> Self {
+        let mut follower = Self::new(server);
+        follower.until("in sync", |f| f.in_sync);
+        follower
+    }
+
+    fn take(&mut self, wait: Duration) {
+        let updates = &mut self.updates;
+        let batch = self.runtime.block_on(async { tokio::time::timeout(wait, updates.recv()).await });
+        let Ok(batch) = batch else { return };
+        for update in batch.expect("the source goes on") {
+            match update {
+                Update::Set(object) => _ = self.objects.insert(object.key(), object),
+                Update::Remove(key) => {
+                    self.removed += 1;
+                    self.objects.remove(&key);
+                }
+                Update::Problems(problems) => self.problems = problems,
+                Update::InSync => self.in_sync = true,
+            }
+        }
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            let count = self.objects.len();
+            assert!(start.elapsed() < LIMIT, "{what}: not yet; {count} objects, {:?}", self.problems);
+            self.take(Duration::from_millis(100));
+        }
+    }
+
+    /// Until what is known is what the server has, Secrets aside: of them only those referred to.
+    fn until_equal(&mut self, server: &ApiServer) {
+        let start = Instant::now();
+        loop {
+            let expected = objects(server);
+            let known = |f: &Self| -> BTreeMap<_, _> {
+                f.objects
+                    .iter()
+                    .filter(|(k, _)| k.kind != Kind::Secret)
+                    .map(|(k, o)| (k.clone(), o.clone()))
+                    .collect()
+            };
+            if self.in_sync && known(self) == expected {
+                return;
+            }
+            if start.elapsed() > LIMIT {
+                let (theirs, ours) = (expected.keys().collect::<Vec<_>>(), known(self));
+                panic!(
+                    "server: {theirs:?}\nknown: {:?}\n{:?}",
+                    ours.keys().collect::<Vec<_>>(),
+                    self.problems
+                );
+            }
+            self.take(Duration::from_millis(100));
+        }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.objects.keys().any(|key| key.kind == kind && key.name == name)
+    }
+
+    fn says(&self, text: &str) -> bool {
+        self.problems
+            .iter()
+            .any(|p| p.reason.contains(text) || p.object.as_deref().is_some_and(|o| o.contains(text)))
+    }
+
+    fn stale(&self) -> bool {
+        self.problems.iter().any(|p| p.stale)
+    }
+}
+
+/// What the server has, read as the manifest directory would read it.
+fn objects(server: &ApiServer) -> BTreeMap<ObjectKey, Arc<Object>> {
+    let manifest = manifest::parse(&server.dump()).expect("the server holds good objects");
+    let found = manifest.objects.into_iter().filter(|found| found.key.kind != Kind::Secret);
+    found.map(|found| ((*found.key).clone(), found.object)).collect()
+}
+
+fn namespace(name: &str, team: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": team}}})
+}
+
+fn pod(name: &str, node: &str, label: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": label}},
+           "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
+           "status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}]}})
+}
+
+fn node(name: &str, rack: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"rack": rack}},
+           "spec": {"podCIDRs": ["10.1.0.0/24"]},
+           "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+}
+
+fn policy(name: &str, app: &str) -> serde_json::Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "shop"},
+           "spec": {"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"]}})
+}
+
+fn filter(name: &str) -> serde_json::Value {
+    json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPFilter", "metadata": {"name": name},
+           "spec": {"ipv4": [{"action": "Accept"}]}})
+}
+
+fn peer(name: &str, rack: &str, secret: &str) -> serde_json::Value {
+    json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "metadata": {"name": name},
+           "spec": {"nodeSelector": {"matchLabels": {"rack": rack}}, "peerIP": "192.0.2.9", "asNumber": 65001,
+                    "password": {"secretKeyRef": {"name": secret, "key": "password"}}}})
+}
+
+fn secret(namespace: &str, name: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
+           "data": {"password": "aHVudGVyMg=="}})
+}
+
+/// A server with something of each sort.
+fn populated() -> ApiServer {
+    let server = ApiServer::start().unwrap();
+    for object in [
+        namespace("shop", "red"),
+        namespace("bank", "blue"),
+        node("n1", "a"),
+        node("n2", "b"),
+        pod("web", "n1", "web"),
+        pod("db", "n2", "db"),
+        policy("closed", "db"),
+        filter("racks"),
+    ] {
+        server.set(object);
+    }
+    server
+}
+
+#[test]
+fn everything_is_known_before_it_is_in_sync_and_changes_follow() {
+    let server = populated();
+    let mut follower = Follower::in_sync(&server);
+    assert_eq!(follower.objects.len(), objects(&server).len());
+    server.set(pod("web", "n1", "other"));
+    server.set(pod("new", "n1", "web"));
+    server.remove("v1", "Pod", "shop", "db");
+    follower.until_equal(&server);
+    assert!(follower.problems.is_empty(), "{:?}", follower.problems);
+}
+
+#[test]
+fn a_server_without_streaming_lists_is_read_in_pages_and_a_token_that_expires_begins_again() {
+    let server = populated();
+    server.set_streams(false);
+    for i in 0..1200 {
+        server.set(pod(&format!("p{i}"), "n2", "many"));
+    }
+    let mut follower = Follower::in_sync(&server);
+    follower.until_equal(&server);
+    // The history is gone, and every page token with it as soon as it is given out.
+    server.compact();
+    server.cut(Cut::Expire);
+    server.set(pod("late", "n1", "web"));
+    follower.until("late", |f| f.has(Kind::Pod, "late"));
+    follower.until_equal(&server);
+    assert_eq!(follower.removed, 0, "nothing was gone at the server");
+}
+
+#[test]
+fn watches_that_end_break_or_expire_are_taken_up_where_they_were() {
+    let server = populated();
+    let mut follower = Follower::in_sync(&server);
+    for (i, cut) in [Cut::End, Cut::Break, Cut::Expire].into_iter().enumerate() {
+        server.cut(cut);
+        server.set(namespace(&format!("ns{i}"), "red"));
+        server.remove("v1", "Namespace", "", "bank");
+        follower.until_equal(&server);
+        server.set(namespace("bank", "blue"));
+        follower.until_equal(&server);
+    }
+    server.cut(Cut::Break);
+    server.set(pod("x", "n1", "web"));
+    server.remove("v1", "Pod", "shop", "db");
+    server.compact();
+    follower.until_equal(&server);
+}
+
+#[test]
+fn a_watch_that_goes_silent_is_given_up() {
+    let server = populated();
+    let files = TempDir::new().unwrap();
+    let file = files.path().join("kubeconfig");
+    server.write_kubeconfig(&file, None).unwrap();
+    let mut follower = Follower::new(&server);
+    // The same, with watches that are short.
+    let timing = Timing { watch: Duration::from_secs(2), ..TIMING };
+    let settings = Settings { node_name: "n1".into(), namespace: "manx-system".into(), timing };
+    let spawned = follower.runtime.block_on(kube::spawn(Access::Kubeconfig(file), settings)).unwrap();
+    follower.updates = spawned.1;
+    follower.until("in sync", |f| f.in_sync);
+    server.cut(Cut::Stall);
+    server.set(pod("x", "n1", "web"));
+    follower.until_equal(&server);
+}
+
+#[test]
+fn refusals_and_requests_without_an_answer_cost_time_and_nothing_else() {
+    let server = populated();
+    server.refuse(40, 500, None);
+    let mut follower = Follower::in_sync(&server);
+    server.refuse(20, 429, Some(1));
+    server.cut(Cut::End);
+    server.set(pod("x", "n1", "web"));
+    follower.until_equal(&server);
+    server.hang(5);
+    server.cut(Cut::Break);
+    server.set(pod("y", "n1", "web"));
+    follower.until_equal(&server);
+}
+
+#[test]
+fn while_the_server_is_away_the_state_stays_and_says_that_it_is_old() {
+    let mut server = populated();
+    let mut follower = Follower::in_sync(&server);
+    let before = follower.objects.clone();
+    server.stop();
+    follower.until("stale", Follower::stale);
+    assert!(follower.says("onnect"), "{:?}", follower.problems);
+    assert_eq!(follower.problems.len(), 1, "one reason, one problem: {:?}", follower.problems);
+    assert_eq!(follower.objects, before);
+    server.set(pod("x", "n1", "web"));
+    server.remove("v1", "Pod", "shop", "db");
+    server.come_back(None).unwrap();
+    follower.until("fresh", |f| !f.stale());
+    follower.until_equal(&server);
+}
+
+#[test]
+fn a_server_that_comes_back_with_a_shorter_history_is_read_again() {
+    let mut server = populated();
+    let mut follower = Follower::in_sync(&server);
+    server.stop();
+    server.remove("v1", "Pod", "shop", "db");
+    server.come_back(Some(5)).unwrap();
+    server.set(pod("after", "n1", "web"));
+    follower.until_equal(&server);
+    // And with one that is far ahead.
+    server.stop();
+    server.remove("v1", "Pod", "shop", "web");
+    server.come_back(Some(90_000)).unwrap();
+    follower.until_equal(&server);
+    server.set(pod("later", "n1", "web"));
+    follower.until_equal(&server);
+}
+
+#[test]
+fn kinds_that_come_late_do_not_matter_to_the_others() {
+    let server = populated();
+    server.hold("pods");
+    let mut follower = Follower::new(&server);
+    server.set(namespace("new", "red"));
+    server.set(pod("x", "n1", "web"));
+    follower.until("the namespace", |f| f.has(Kind::Namespace, "new"));
+    server.set(policy("p", "web"));
+    follower.until("the policy", |f| f.has(Kind::NetworkPolicy, "p"));
+    server.release();
+    follower.until_equal(&server);
+}
+
+#[test]
+fn kinds_that_are_not_installed_are_noticed_when_they_appear_and_when_they_go() {
+    let server = populated();
+    server.uninstall("manx.dev", "bgpfilters");
+    server.uninstall("crd.projectcalico.org", "networkpolicies");
+    server.uninstall("policy.networking.k8s.io", "clusternetworkpolicies");
+    let mut follower = Follower::in_sync(&server);
+    assert!(!follower.has(Kind::BgpFilter, "racks"));
+    let asked = server.requests("GET", "/apis/manx.dev/v1alpha1/bgpfilters");
+    assert_eq!(asked, 0, "the definitions say that there is none");
+    server.install("manx.dev", "bgpfilters");
+    server.set(filter("racks"));
+    follower.until("the filter", |f| f.has(Kind::BgpFilter, "racks"));
+    server.uninstall("manx.dev", "bgpfilters");
+    follower.until("no filter", |f| !f.has(Kind::BgpFilter, "racks"));
+    follower.until_equal(&server);
+}
+
+#[test]
+fn without_the_right_to_read_definitions_kinds_are_asked_for_one_by_one() {
+    let server = populated();
+    server.forbid("customresourcedefinitions", true);
+    server.uninstall("manx.dev", "bgpfilters");
+    let mut follower = Follower::in_sync(&server);
+    follower.until("the complaint", |f| f.says("customresourcedefinitions is forbidden"));
+    server.install("manx.dev", "bgpfilters");
+    server.set(filter("racks"));
+    follower.until("the filter", |f| f.has(Kind::BgpFilter, "racks"));
+}
+
+#[test]
+fn a_kind_that_may_not_be_read_keeps_the_source_out_of_sync_and_is_named() {
+    let server = populated();
+    server.forbid("networkpolicies", true);
+    let mut follower = Follower::new(&server);
+    follower.until("the complaint", |f| f.says("NetworkPolicy: http") && f.has(Kind::Pod, "web"));
+    assert!(!follower.in_sync);
+    server.forbid("networkpolicies", false);
+    follower.until_equal(&server);
+    assert!(follower.problems.is_empty(), "{:?}", follower.problems);
+}
+
+#[test]
+fn secrets_are_read_by_name_and_only_those_that_peers_of_this_node_refer_to() {
+    let server = populated();
+    server.set(peer("ours", "a", "tor-a"));
+    server.set(peer("theirs", "b", "tor-b"));
+    for (namespace, name) in [("manx-system", "tor-a"), ("manx-system", "tor-b"), ("shop", "tor-a")] {
+        server.set(secret(namespace, name));
+    }
+    let mut follower = Follower::in_sync(&server);
+    let secrets = |f: &Follower| -> Vec<_> {
+        f.objects.keys().filter(|k| k.kind == Kind::Secret).map(ToString::to_string).collect()
+    };
+    assert_eq!(secrets(&follower), ["Secret manx-system/tor-a"]);
+    assert_eq!(server.requests("GET", "/api/v1/secrets"), 0, "never of the whole cluster");
+    server.set(node("n1", "b"));
+    follower.until("the other one", |f| secrets(f) == ["Secret manx-system/tor-b"]);
+    server.remove("v1", "Secret", "manx-system", "tor-b");
+    follower.until("none", |f| secrets(f).is_empty());
+}
+
+#[test]
+fn a_token_that_is_replaced_is_read_again() {
+    let server = populated();
+    let files = TempDir::new().unwrap();
+    let token = files.path().join("token");
+    std::fs::write(&token, "old").unwrap();
+    server.set_token("new");
+    let mut follower = Follower::with_token(&server, Some(&token));
+    follower.until("the complaint", |f| f.says("401"));
+    std::fs::write(&token, "new").unwrap();
+    follower.until_equal(&server);
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_named_and_disturbs_nothing_else() {
+    let server = populated();
+    let mut bad = node("n3", "a");
+    bad["spec"]["podCIDRs"] = json!(["nonsense"]);
+    server.set(bad);
+    let mut follower = Follower::in_sync(&server);
+    assert!(follower.says("Node n3") && !follower.has(Kind::Node, "n3"), "{:?}", follower.problems);
+    let mut bad = policy("broken", "web");
+    bad["spec"]["podSelector"] = json!(5);
+    server.set(bad);
+    follower.until("a closed policy", |f| f.has(Kind::NetworkPolicy, "broken"));
+    assert!(follower.says("NetworkPolicy shop/broken"), "{:?}", follower.problems);
+    server.set(node("n3", "a"));
+    server.set(policy("broken", "web"));
+    follower.until_equal(&server);
+    assert!(follower.problems.is_empty(), "{:?}", follower.problems);
+}
+
+/// Numbers for a seed, the same on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+#[test]
+fn whatever_happens_in_whatever_order_the_end_is_the_same() {
+    for seed in [1, 2, 3] {
+        let mut dice = Dice(seed);
+        let mut server = populated();
+        let mut follower = Follower::new(&server);
+        // Histories that never overlap: one that has grown past our version while we were away looks like ours.
+        let (mut low, mut high) = (500_000, 500_000);
+        for _ in 0..60 {
+            let name = format!("x{}", dice.roll(6));
+            let word = format!("w{}", dice.roll(3));
+            match dice.roll(22) {
+                0..=2 => server.set(pod(&name, "n1", &word)),
+                3 | 4 => _ = server.remove("v1", "Pod", "shop", &name),
+                5 => server.set(namespace(&name, &word)),
+                6 => _ = server.remove("v1", "Namespace", "", &name),
+                7 => server.set(policy(&name, &word)),
+                8 => _ = server.remove("networking.k8s.io/v1", "NetworkPolicy", "shop", &name),
+                9 => server.set(node(&name, &word)),
+                10 => server.cut(Cut::End),
+                11 => server.cut(Cut::Break),
+                12 => server.cut(Cut::Expire),
+                13 => server.compact(),
+                14 => server.refuse(3, 500, None),
+                15 => server.hang(1),
+                16 => server.hold("pods"),
+                17 => server.release(),
+                18 => {
+                    let version = match dice.roll(3) {
+                        0 => None,
+                        1 => (low -= 10_000, Some(low)).1,
+                        _ => (high += 10_000, Some(high)).1,
+                    };
+                    server.come_back(version).unwrap();
+                }
+                19 => {
+                    server.uninstall("manx.dev", "bgpfilters");
+                    server.install("manx.dev", "bgpfilters");
+                }
+                20 => server.set_streams(dice.roll(2) == 0),
+                _ => follower.take(Duration::from_millis(dice.roll(50))),
+            }
+        }
+        server.release();
+        follower.until_equal(&server);
+    }
+}
