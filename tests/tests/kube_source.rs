@@ -1,4 +1,5 @@
 //! The Kubernetes API as a source: whatever the server does, what the agent knows becomes what the server has.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
