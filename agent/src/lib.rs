@@ -22,6 +22,7 @@ pub mod crd;
 pub mod delta;
 pub mod desired;
 pub mod drained;
+pub mod drops;
 pub mod egress_nat;
 pub mod flows;
 pub mod health;

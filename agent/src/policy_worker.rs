@@ -10,13 +10,16 @@
 //! their permission, lets the engine judge them and has those ended that are denied ([`crate::flows`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use manx_policy::compile::Marks;
+use manx_policy::drops::{self, Tally};
 use manx_policy::engine::{Engine, InForce};
 use manx_policy::model::{EndpointId, Update};
-use manx_policy::plan::{StepResult, Wants};
+use manx_policy::plan::{Plan, Step, StepResult, Wants};
+use manx_policy::render::save::counters;
 use tokio::sync::oneshot;
 
 use crate::flows::{Flows, FlowsError, Found, Sentence};
@@ -71,10 +74,14 @@ pub struct Kernel {
     pub closed: bool,
     /// Why the last application failed; `None`: it did not.
     pub error: Option<String>,
+    /// Packets dropped, as they were counted when the rules were last read.
+    pub dropped: Arc<BTreeMap<drops::Kind, u64>>,
     /// A change waits to be applied.
     pub pending: bool,
     /// How often rules of ours were found changed by a stranger, and mended.
     pub repairs: u64,
+    /// Why our rules go without their logs; `None`: they have them, as far as they are wanted.
+    pub log_refused: Option<String>,
     /// When the kernel last took a change, and how long that took.
     pub last_applied: Option<(std::time::SystemTime, Duration)>,
 }
@@ -179,6 +186,7 @@ pub fn spawn(
         retry: RETRY_MIN,
         retry_at: None,
         audit_at: Instant::now() + AUDIT,
+        tally: Tally::default(),
         flows,
         blocked,
         looking: false,
@@ -202,6 +210,8 @@ struct Worker {
     /// Set after a failure: nothing is tried before.
     retry_at: Option<Instant>,
     audit_at: Instant,
+    /// What rules have dropped.
+    tally: Tally,
     flows: Flows,
     /// The bit of blocked flows in conntrack's marks.
     blocked: u32,
@@ -363,14 +373,35 @@ impl Worker {
             tracing::debug!(steps = plan.steps.len(), elapsed = ?started.elapsed(), failed = failure.is_some(), "policy plan executed");
             self.engine.applied(plan.id, outcome);
             if let Some(reason) = failure {
+                if self.goes_without_logs(&plan) {
+                    continue;
+                }
                 return Err(reason);
             }
         }
         Err(format!("the kernel does not hold what was written to it, {PLANS_IN_A_ROW} times in a row"))
     }
 
+    /// A kernel without NFLOG must not go without rules: finds out whether that was it. A failure costs the probe, all else
+    /// nothing.
+    fn goes_without_logs(&mut self, plan: &Plan) -> bool {
+        let logs = |step: &Step| matches!(step, Step::Restore { text, .. } if text.contains("-j NFLOG"));
+        let Some(step) = plan.steps.iter().find(|step| logs(step)) else { return false };
+        let Err(reason) = self.kernel.can_log(step.family()) else { return false };
+        tracing::warn!(%reason, "the kernel cannot log: rules go without");
+        self.shown.log_refused =
+            Some(format!("dropped packets are not logged, for the kernel refuses target NFLOG: {reason}"));
+        self.engine.stop_logging();
+        true
+    }
+
     fn observe(&mut self, wants: Wants) -> Result<(), String> {
         let observed = self.kernel.observe(wants).map_err(|e| e.to_string())?;
+        let policies = self.engine.policy_chains();
+        for (family, text) in &observed.rules {
+            self.tally.take(*family, &counters(text), &policies);
+        }
+        self.shown.dropped = Arc::new(self.tally.totals().clone());
         self.engine.observe(observed);
         Ok(())
     }

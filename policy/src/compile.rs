@@ -42,7 +42,7 @@ use ipnetwork::IpNetwork;
 use smallvec::smallvec;
 
 use crate::calc::{Access, Governing, Resolved, Snapshot};
-use crate::drops::Point;
+use crate::drops::{LOGGED, Point};
 use crate::grants::{Extra, Grant, PeerCondition, PortCondition, SetKey, grants};
 use crate::ir::{Chain, ConnState, Hook, InterfaceMatch, Match, Origin, Program, Rule, Side, Table, Verdict};
 use crate::model::{
@@ -83,6 +83,13 @@ pub mod chain {
     /// Drops what still has one.
     pub const GUARD: &str = "MANX-GUARD";
 }
+
+/// In the comment of the rule that keeps a cut flow dead.
+pub(crate) const CUT: &str = "cut by a policy change";
+/// In the comment of the rule that wants a SYN first.
+pub(crate) const SYN_FIRST: &str = "a TCP flow begins with SYN";
+/// In the comment of the rule that ends an isolated pod's chain.
+pub(crate) const DENIED: &str = "denied: ";
 
 /// The four bits that we use of the host's marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,7 +283,7 @@ impl Layout {
 
     /// At every endpoint, isolated or not: the rules that follow keep their places and counters when that changes.
     fn blocked_flow(&self) -> Rule {
-        rule([Match::FlowMark(self.marks.blocked())], Verdict::Drop, "cut by a policy change")
+        rule([Match::FlowMark(self.marks.blocked())], Verdict::Drop, CUT)
     }
 
     /// Asks the policies of one tier after the other until one decides.
@@ -314,8 +321,9 @@ impl Layout {
             let passed = Match::Mark { value: pass, mask: pass, negated: true };
             let closing: &[Match] = if passes { &[passed] } else { &[] };
             let reason = "no policy allows it";
-            let point = Point { direction: Some(direction), ..of_pod(resolved, reason) };
-            rules.extend(self.dropped(closing, &format!("{words} denied: {reason}"), point));
+            let isolated_by = default.iter().map(|governing| governing.id.to_string()).collect();
+            let point = Point { direction: Some(direction), isolated_by, ..of_pod(resolved, reason) };
+            rules.extend(self.dropped(closing, &format!("{words} {DENIED}{reason}"), point));
             if !passes {
                 return rules;
             }
@@ -399,6 +407,7 @@ impl Layout {
             policy: Some(policy.id.to_string()),
             tier: Some(policy.tier),
             rule: Some(index),
+            isolated_by: Vec::new(),
             reason: reason.into(),
         };
         let mut rules = Vec::new();
@@ -414,7 +423,7 @@ impl Layout {
                 }
                 (Action::Log, false) => {
                     let matches = conditions.iter().cloned().chain([Match::Seldom]);
-                    let verdict = Verdict::Log(Box::new(point("logged by a rule")));
+                    let verdict = Verdict::Log(Box::new(point(LOGGED)));
                     vec![rule(matches, verdict, &comment("logs"))]
                 }
                 (Action::Accept, true) => one(Verdict::Return, "would allow"),
@@ -442,7 +451,7 @@ impl Layout {
             return Vec::new();
         }
         let matches = [Match::TcpNotSyn, Match::State(smallvec![ConnState::New])];
-        self.dropped(&matches, "a TCP flow begins with SYN", of_pod(resolved, "a TCP flow begins with SYN"))
+        self.dropped(&matches, SYN_FIRST, of_pod(resolved, SYN_FIRST))
     }
 
     /// A pod sends from its own addresses, and link-local to its node; an unspecified source only asks whether an address is

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::calc::{Access, Calc, Resolved};
+use crate::calc::{Access, Calc, Changes, Resolved};
 use crate::compile::{Layout, Marks, dispatched_part, endpoint_chain, policy_words};
 use crate::desired::{Desired, Key, close_held};
 use crate::diff::Proposal;
@@ -353,6 +353,25 @@ impl Engine {
         std::mem::take(&mut self.suspects)
     }
 
+    /// The kernel lacks what it takes to log: every rule goes in without its log from now on, those that it refused too.
+    pub fn stop_logging(&mut self) {
+        self.config.log_drops = false;
+        let layout = Layout { log: false, ..self.desired.layout().clone() };
+        let mut desired = Desired::new(layout);
+        let everything = Changes {
+            endpoints: self.calc.endpoints().keys().map(|id| (id.clone(), None)).collect(),
+            policies: self.calc.active_policies().map(|policy| policy.id.clone()).collect(),
+        };
+        desired.update(&everything, &self.calc);
+        for family in Family::ALL {
+            let former = self.desired.chains(family).keys().cloned();
+            let keys = former.chain(desired.chains(family).keys().cloned()).collect();
+            self.kernels[family as usize].mark(keys);
+        }
+        self.desired = desired;
+        self.quarantines = Default::default();
+    }
+
     /// All flows are suspect again: an audit.
     pub fn suspect_everything(&mut self) {
         self.suspects = Suspects::everything();
@@ -453,6 +472,14 @@ impl Engine {
             }
         }
         points
+    }
+
+    /// Whose rules the chains of policies are: for what their rules have counted.
+    pub fn policy_chains(&self) -> BTreeMap<String, (PolicyId, Direction)> {
+        let policies = self.calc.active_policies().filter(|policy| !policy.staged);
+        let chains =
+            policies.flat_map(|policy| Direction::ALL.map(|direction| (policy.id.clone(), direction)));
+        chains.map(|(id, direction)| (policy_chain(&id, direction), (id, direction))).collect()
     }
 
     /// The rules and sets of one pod of this node as the kernel is told them, in the spelling of `iptables-save`. `None`: no

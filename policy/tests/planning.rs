@@ -368,6 +368,34 @@ fn a_set_that_the_kernel_refuses_closes_its_policies_and_blocks_nothing_else() {
 }
 
 #[test]
+fn a_kernel_without_a_log_gets_the_same_rules_without_it() {
+    let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+    engine.set_in_sync(true);
+    for i in 0..3 {
+        engine.apply(pod(i, "friend"));
+        engine.apply(endpoint(i));
+        engine.apply(friends_only(i, true));
+    }
+    let refused = |step: &Step| matches!(step, Step::Restore { text, .. } if text.contains("-j NFLOG"));
+    converge_but_for(&mut engine, &mut kernel, refused);
+    assert!(!engine.status().problems.is_empty(), "as long as they are to log");
+    engine.stop_logging();
+    converge_but_for(&mut engine, &mut kernel, refused);
+    assert_eq!(engine.status().problems, []);
+    assert_eq!((engine.status().endpoints_in_force, engine.log_points().len()), (3, 0));
+
+    let mut without = Engine::new(EngineConfig { log_drops: false, ..EngineConfig::new("node-1") }).unwrap();
+    without.set_in_sync(true);
+    for i in 0..3 {
+        without.apply(pod(i, "friend"));
+        without.apply(endpoint(i));
+        without.apply(friends_only(i, true));
+    }
+    without.observe(kernel.observed());
+    assert!(without.plan().is_empty(), "nothing tells the two apart");
+}
+
+#[test]
 fn a_kernel_that_refuses_everything_holds_no_policy_to_blame() {
     let (mut engine, mut kernel) = (engine(), FakeKernel::default());
     engine.set_in_sync(true);

@@ -1,5 +1,6 @@
 //! Pods, their addresses and their policy turned into the shapes of the admin API.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -51,6 +52,20 @@ fn pod_of(engine: &Engine, ip: IpAddr) -> Option<PodId> {
     let attached = state.endpoints().find(|e| e.addresses.contains(&ip)).map(manx_policy::state::claimed_pod);
     let running = || state.pods().find(|p| !p.finished && !p.host_network && p.addresses.contains(&ip));
     attached.or_else(|| running().map(|p| p.id.clone()))
+}
+
+/// The same for many addresses at once; those of no pod are left out.
+pub(super) fn of_addresses(engine: &Engine, wanted: &HashSet<IpAddr>) -> HashMap<IpAddr, String> {
+    let state = engine.state();
+    let running = state.pods().filter(|p| !p.finished && !p.host_network);
+    let running = running.flat_map(|p| p.addresses.iter().map(move |ip| (*ip, &p.id)));
+    let mut found: HashMap<IpAddr, String> =
+        running.filter(|(ip, _)| wanted.contains(ip)).map(|(ip, id)| (ip, id.to_string())).collect();
+    for endpoint in state.endpoints() {
+        let pod = manx_policy::state::claimed_pod(endpoint).to_string();
+        found.extend(endpoint.addresses.iter().filter(|ip| wanted.contains(ip)).map(|ip| (*ip, pod.clone())));
+    }
+    found
 }
 
 fn pod_policy(pod: &PodPolicyView) -> view::PodPolicy {

@@ -21,8 +21,9 @@ use super::clock::Clock;
 use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
 use super::why::{self, DroppedSegments};
-use super::{drift, node, peers, pods, policy, routes, watch};
+use super::{drift, drops, node, peers, pods, policy, routes, watch};
 use crate::drained::OrderFile;
+use crate::drops::Drops;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
@@ -57,6 +58,8 @@ pub struct Api {
     pub bgp_enabled: bool,
     /// The policy thread, where policy is enabled.
     pub policy: Option<PolicyHandle>,
+    /// Dropped packets, where they are logged.
+    pub drops: Option<Drops>,
     /// The FIB writer, where routes are written.
     pub fib: Option<FibHandle>,
     /// The kernel's links and other owners' routes.
@@ -143,6 +146,7 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
         .route(paths::POLICY_TRACE, get(policy::trace))
         .route(paths::POLICY_RENDER, get(policy::render))
         .route(paths::POLICY_DIFF, post(policy::diff))
+        .route(paths::DROPS, get(drops::drops))
         .route(paths::IPAM, get(ipam))
         .route(paths::PODS, get(pod_list))
         .method_not_allowed_fallback(not_allowed)
@@ -214,7 +218,10 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
         false => None,
     };
     let policy = match &api.policy {
-        Some(policy) => Some(policy_status(policy, &facts.policy).await?),
+        Some(policy) => {
+            let unheard = api.drops.as_ref().and_then(Drops::problem);
+            Some(policy_status(policy, &facts.policy, unheard).await?)
+        }
         None => None,
     };
     Ok(Json(view::Status {
@@ -278,6 +285,7 @@ async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal
 async fn policy_status(
     policy: &PolicyHandle,
     last: &policy_worker::Kernel,
+    unheard: Option<String>,
 ) -> Result<view::PolicyStatus, Refusal> {
     let ask = |e: &Engine, k: &policy_worker::Kernel| (e.status(), e.state().policies().count(), k.clone());
     let Some((engine, policies, kernel)) = Api::ask_policy(policy, ask).await.map_err(gone)? else {
@@ -286,7 +294,7 @@ async fn policy_status(
             backend: last.backend.clone(),
             last_applied: last.last_applied.map(|(at, _)| epoch(at)),
             pending: true,
-            errors: [Some(busy), last.error.clone()]
+            errors: [Some(busy), last.error.clone(), last.log_refused.clone(), unheard]
                 .into_iter()
                 .flatten()
                 .map(|reason| view::StatusProblem { reason, ..Default::default() })
@@ -299,7 +307,8 @@ async fn policy_status(
         reason: if p.field.is_empty() { p.reason.clone() } else { format!("{}: {}", p.field, p.reason) },
         ..Default::default()
     };
-    let failed = kernel.error.map(|reason| view::StatusProblem { reason, ..Default::default() });
+    let failed = [kernel.error, kernel.log_refused, unheard].into_iter().flatten();
+    let failed = failed.map(|reason| view::StatusProblem { reason, ..Default::default() });
     Ok(view::PolicyStatus {
         backend: kernel.backend,
         policies: Some(policies as u64),
@@ -307,7 +316,7 @@ async fn policy_status(
         endpoints_in_force: Some(engine.endpoints_in_force as u64),
         last_applied: kernel.last_applied.map(|(at, _)| epoch(at)),
         pending: kernel.pending,
-        errors: failed.into_iter().chain(engine.problems.iter().map(object)).collect(),
+        errors: failed.chain(engine.problems.iter().map(object)).collect(),
     })
 }
 

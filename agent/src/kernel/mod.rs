@@ -26,6 +26,7 @@ pub mod link;
 pub mod neighbour;
 pub mod netlink;
 pub mod netstat;
+pub mod nflog;
 pub mod nft_watch;
 pub mod policy;
 pub mod sysctl;

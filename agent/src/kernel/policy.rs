@@ -5,12 +5,15 @@ use std::time::SystemTime;
 
 use manx_policy::model::Family as PolicyFamily;
 use manx_policy::plan::{Observed, Outcome, Plan, Step, StepResult, Wants};
+use manx_policy::render;
 
 use super::Family;
 use super::egress_nat;
 use super::ipset::{IpsetError, Ipsets};
 use super::iptables::{self, Backend, IptablesError};
 
+/// A chain to which nothing leads.
+const PROBE: &str = "MANX-PROBE";
 /// What begins the names of our sets, without the family's digit.
 const SET_PREFIXES: [&str; 2] = ["manx4-", "manx6-"];
 
@@ -60,7 +63,7 @@ impl PolicyKernel {
         let mut rules = Vec::new();
         for family in PolicyFamily::ALL {
             if wants.rules(family) {
-                rules.push((family, iptables::save(self.backend, family.into())?));
+                rules.push((family, iptables::save_counters(self.backend, family.into())?));
             }
         }
         let sets = match wants.sets {
@@ -72,6 +75,23 @@ impl PolicyKernel {
             false => None,
         };
         Ok(Observed { at: SystemTime::now(), rules, sets })
+    }
+
+    /// Does this kernel take a rule that logs? Puts one where no packet comes by, and takes it away again.
+    ///
+    /// # Errors
+    /// What the kernel says, where it takes the same chain without that rule.
+    pub fn can_log(&self, family: PolicyFamily) -> Result<(), String> {
+        let restore = |lines: &str| {
+            let text = format!("*filter\n:{PROBE} - [0:0]\n{lines}COMMIT\n");
+            iptables::restore(self.backend, family.into(), &text).map_err(|e| e.to_string())
+        };
+        let logs = restore(&format!("-A {PROBE} {}\n", render::log_probe()));
+        let gone = restore(&format!("-F {PROBE}\n-X {PROBE}\n"));
+        match (logs, gone) {
+            (Err(reason), Ok(())) => Err(reason),
+            (Ok(()), _) | (Err(_), Err(_)) => Ok(()),
+        }
     }
 
     /// Carries out a plan: each family's steps in order until one fails; rules of the two families at the same time.

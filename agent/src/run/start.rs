@@ -21,6 +21,7 @@ use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
 use crate::desired::{BgpIntent, Desired, Gateways};
 use crate::drained::OrderFile;
+use crate::drops::Drops;
 use crate::health::Health;
 use crate::kernel::fib::{Fib, FibConfig, FibHandle};
 use crate::kernel::iptables::Backend;
@@ -63,6 +64,10 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     };
     let policy = match options.enabled(Feature::Policy) {
         true => Some(start_policy(&options, &attached, &health, &events)?),
+        false => None,
+    };
+    let drops = match policy.is_some() && !options.no_drop_log {
+        true => Some(Drops::spawn().context("cannot start the thread for dropped packets")?),
         false => None,
     };
     if let Some(store) = &store {
@@ -127,6 +132,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         bgp: std::sync::OnceLock::new(),
         bgp_enabled: options.enabled(Feature::Bgp),
         policy: policy.clone(),
+        drops,
         fib: fib.clone(),
         links: links.clone(),
         store: store.filter(|_| cni.is_some()),

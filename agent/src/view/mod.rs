@@ -7,6 +7,7 @@
 mod bgp;
 mod drain;
 mod drift;
+mod drops;
 mod events;
 mod history;
 pub mod paths;
@@ -26,6 +27,7 @@ pub use bgp::{
 };
 pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
 pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};
+pub use drops::{DropEvent, DropEventKind, DropList, DropListKind, DroppedPacket, Dropping, PacketEnd};
 pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{

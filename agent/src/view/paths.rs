@@ -24,6 +24,8 @@
 //! | [`POLICY_TRACE`] | `source=`, `destination=` | [`Verdict`](super::Verdict) |
 //! | [`POLICY_RENDER`] | `pod=NAMESPACE/NAME` | [`PolicyRendering`](super::PolicyRendering) |
 //! | POST [`POLICY_DIFF`], a manifest as its body | | [`PolicyDiff`](super::PolicyDiff); changes nothing and is answered on both sockets |
+//! | [`DROPS`] | `pod=NAMESPACE/NAME`, `policy=` | [`DropList`](super::DropList) |
+//! | [`DROPS`] | `follow=true`, `pod=NAMESPACE/NAME`, `policy=` | [`DropEvent`](super::DropEvent)s, a line each, without end |
 //! | [`IPAM`] | | [`Ipam`](super::Ipam) |
 //! | [`PODS`] | | [`PodList`](super::PodList) |
 //!
@@ -72,6 +74,8 @@ pub const POLICY_TRACE: &str = "/v1/policy/trace";
 pub const POLICY_RENDER: &str = "/v1/policy/render";
 /// What the objects in the body would change.
 pub const POLICY_DIFF: &str = "/v1/policy/diff";
+/// The latest packets that policy has dropped; with `follow=true` those to come, as lines of JSON that do not end.
+pub const DROPS: &str = "/v1/drops";
 /// Addresses of this node's pods.
 pub const IPAM: &str = "/v1/ipam";
 /// Pods attached to this node.

@@ -9,6 +9,7 @@ mod egress;
 mod gateway;
 mod life;
 mod link;
+mod logless;
 mod monitoring;
 mod orders;
 mod source;

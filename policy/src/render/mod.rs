@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use smallvec::smallvec;
+
 use crate::drops::{self, BURST, NFLOG_GROUP, PER_SECOND};
 use crate::ir::{Chain, ConnState, InterfaceMatch, Match, Rule, Side, Verdict};
 use crate::model::{Family, Protocol};
@@ -59,6 +61,17 @@ pub fn line(chain: &str, rule: &Rule) -> Line {
     let spec = format!("{conditions}-m comment --comment \"{COMMENT_PREFIX}{hash} {words}\" {verdict}");
     let spec = spec.trim_end();
     Line { hash: LineHash(hash.as_bytes().first_chunk().copied()), spec: spec.into() }
+}
+
+/// What follows `-A CHAIN ` in a rule that logs and needs nothing else that a kernel may lack.
+pub fn log_probe() -> String {
+    let rule = Rule {
+        matches: smallvec![Match::Seldom],
+        verdict: Verdict::Log(Box::default()),
+        comment: "can this kernel log?".into(),
+        origin: None,
+    };
+    line("", &rule).spec.into()
 }
 
 /// Does a pair of line lists say the same?

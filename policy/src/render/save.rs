@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{COMMENT_PREFIX, Line, LineHash, Reference, references};
+use crate::drops::Reason;
 use crate::ir::Table;
 use crate::model::Family;
 use crate::names::CHAIN_PREFIX;
@@ -75,8 +76,29 @@ pub struct Counters {
 struct Counter {
     hash: LineHash,
     packets: u64,
-    /// The rule only logs.
-    logs: bool,
+    deed: Deed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    Logs,
+    Drops(Reason),
+    Other,
+}
+
+/// A rule that drops, and how much it has dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropping<'a> {
+    /// In which table.
+    pub table: Table,
+    /// In which chain.
+    pub chain: &'a str,
+    /// Which rule of it.
+    pub hash: LineHash,
+    /// Why it drops.
+    pub reason: Reason,
+    /// How many.
+    pub packets: u64,
 }
 
 /// Names a rule of the kernel.
@@ -104,7 +126,22 @@ impl Counters {
         let rules = self.chains.get(&(Table::Filter, chain.to_string()))?;
         let (end, rules) = rules.split_last()?;
         // A rule that denies logs some of what it drops: those are counted where they are dropped.
-        Some((rules.iter().filter(|rule| !rule.logs).map(|rule| rule.packets).sum(), end.packets))
+        Some((
+            rules.iter().filter(|rule| rule.deed != Deed::Logs).map(|rule| rule.packets).sum(),
+            end.packets,
+        ))
+    }
+
+    /// Every rule that drops.
+    pub fn drops(&self) -> impl Iterator<Item = Dropping<'_>> {
+        self.chains.iter().flat_map(|((table, chain), rules)| {
+            rules.iter().filter_map(move |rule| match rule.deed {
+                Deed::Drops(reason) => {
+                    Some(Dropping { table: *table, chain, hash: rule.hash, reason, packets: rule.packets })
+                }
+                Deed::Logs | Deed::Other => None,
+            })
+        })
     }
 }
 
@@ -124,10 +161,20 @@ pub fn counters(text: &str) -> Counters {
         let (Some(packets), Some((chain, spec))) = (packets, appended(rest)) else { continue };
         if chain.starts_with(CHAIN_PREFIX) {
             let rules = counters.chains.entry((table, chain.to_string())).or_default();
-            rules.push(Counter { hash: LineHash::find(spec), packets, logs: spec.contains("-j NFLOG") });
+            rules.push(Counter { hash: LineHash::find(spec), packets, deed: deed(chain, spec) });
         }
     }
     counters
+}
+
+fn deed(chain: &str, spec: &str) -> Deed {
+    if spec.contains("-j NFLOG") {
+        Deed::Logs
+    } else if spec.ends_with("-j DROP") {
+        Deed::Drops(Reason::of(chain, spec))
+    } else {
+        Deed::Other
+    }
 }
 
 /// `[12:345] -A CHAIN spec` -> chain and spec.

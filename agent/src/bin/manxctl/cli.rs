@@ -77,6 +77,11 @@ pub(crate) enum Command {
         #[arg(long, value_delimiter = ',', value_name = "TOPIC", value_parser = manx_agent::view::TOPICS)]
         only: Vec<String>,
     },
+    /// Packets that policy has dropped on this node, by which rule of which policy; the latest 256, or with -f those to come.
+    ///
+    /// Each rule logs ten packets a second at most (NFLOG group 77); all that it drops is in its counter: `policy ls -o wide`,
+    /// and the metric manx_policy_drops_total. Where no policy allows a packet, those that isolate the pod are named.
+    Drops(DropsArgs),
     /// Network policy.
     Policy {
         #[command(subcommand)]
@@ -183,6 +188,19 @@ pub(crate) enum Soft {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct DropsArgs {
+    /// A line for each packet from now on; ends with the agent (exit status 3).
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only packets from this pod or to it, NAMESPACE/NAME.
+    #[arg(long, value_name = "POD")]
+    pub(crate) pod: Option<String>,
+    /// Only those that this policy drops, as `policy trace` names it.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) policy: Option<String>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct RoutesArgs {
     #[command(subcommand)]
     pub(crate) table: Option<Table>,
@@ -267,6 +285,11 @@ pub(crate) enum ConfigCommand {
 }
 
 impl Command {
+    /// Prints as things happen: not to be asked again and again.
+    pub(crate) fn goes_on_by_itself(&self) -> bool {
+        matches!(self, Command::Watch { .. } | Command::Drops(DropsArgs { follow: true, .. }))
+    }
+
     /// Changes something: done once, never again and again.
     pub(crate) fn is_an_order(&self) -> bool {
         match self {
@@ -358,7 +381,7 @@ mod tests {
     #[test]
     fn the_manual_names_every_commands_own_options_and_the_common_ones_once() {
         let page = String::from_utf8(man_page()).unwrap().replace('\\', "");
-        for option in ["--delay", "--message", "--only", "--drift", "--rejected", "--soft"] {
+        for option in ["--delay", "--message", "--only", "--drift", "--rejected", "--soft", "--follow"] {
             assert!(page.contains(option), "{option}");
         }
         for command in ["MANXCTL PEER WHY", "MANXCTL NODE UNDRAIN", "MANXCTL ROUTES", "MANXCTL ROUTES IN"] {

@@ -1,11 +1,12 @@
 //! `manxctl`: asks the agent of this node what it does and why, over the sockets in its run directory.
 //!
 //! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
-//! words, `history` and `why` tell of peers, `events` what happens, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
+//! words, `history` and `why` tell of peers, `events` what happens, `drops` what was dropped, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
 //! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
 #![forbid(unsafe_code)]
 mod cli;
 mod client;
+mod drops;
 mod events;
 #[cfg(test)]
 mod golden;
@@ -23,7 +24,10 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use cli::{Cli, Command, ConfigCommand, NodeCommand, PeerCommand, PolicyCommand, RouteCommand, Soft, Table};
+use cli::{
+    Cli, Command, ConfigCommand, DropsArgs, NodeCommand, PeerCommand, PolicyCommand, RouteCommand, Soft,
+    Table,
+};
 use client::{Client, Failure};
 use manx_agent::view::{self, paths};
 use output::{Exit, Printer};
@@ -55,7 +59,7 @@ async fn ask(cli: &Cli, command: &Command, printer: &Printer) -> Result<Exit, Fa
     if let Command::Node { command: NodeCommand::Drain { delay, message } } = command {
         return drain(&client, delay.as_ref(), message.as_deref(), cli.watch, printer).await;
     }
-    let Some(every) = cli.watch.filter(|_| !matches!(command, Command::Watch { .. })) else {
+    let Some(every) = cli.watch.filter(|_| !command.goes_on_by_itself()) else {
         return ask_once(&client, command, printer).await;
     };
     if command.is_an_order() {
@@ -120,6 +124,7 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
         Command::Node { command: NodeCommand::Undrain } => {
             printer.print(&client.post::<view::NodeDrain>(paths::NODE_UNDRAIN, &[]).await?)
         }
+        Command::Drops(args) => drops(client, args, printer).await,
         Command::Watch { only } => watch(client, only, printer).await,
         Command::Policy { command } => ask_of_policy(client, command, printer).await,
         Command::Ipam => printer.print(&client.get::<view::Ipam>(paths::IPAM, &[]).await?),
@@ -186,6 +191,24 @@ async fn drain(
         tokio::time::sleep(every).await;
         state = client.get(paths::NODE_DRAIN, &[]).await?;
     }
+}
+
+/// Prints the latest, or each as it comes.
+async fn drops(client: &Client, args: &DropsArgs, printer: &Printer) -> Result<Exit, Failure> {
+    let mut query: Vec<(&str, &str)> = Vec::new();
+    query.extend(args.pod.as_ref().map(|pod| ("pod", pod.as_str())));
+    query.extend(args.policy.as_ref().map(|policy| ("policy", policy.as_str())));
+    if !args.follow {
+        return printer.print(&client.get::<view::DropList>(paths::DROPS, &query).await?);
+    }
+    query.push(("follow", "true"));
+    client
+        .stream(paths::DROPS, &query, |event: view::DropEvent| {
+            printer.line(&event)?;
+            Ok(!printer.closed())
+        })
+        .await?;
+    Ok(Exit::Yes)
 }
 
 /// Prints each event as it comes.
