@@ -14,7 +14,7 @@
 
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use manx_policy::live::Suspects;
 use manx_policy::model::{Payload, Protocol};
@@ -36,6 +36,8 @@ pub struct Found {
     pub entries: Vec<Entry>,
     /// Addresses of the node itself.
     pub own: Vec<IpAddr>,
+    /// What the search took.
+    pub took: Duration,
 }
 
 /// What becomes of flows that were looked at.
@@ -124,7 +126,7 @@ fn work(conntrack: &mut Conntrack, blocked: u32, inbox: &Receiver<Job>, report: 
             Job::Look(suspects) => {
                 let (found, outcome) = look(conntrack, &suspects);
                 tracing::debug!(flows = found.entries.len(), elapsed = ?started.elapsed(), "live flows looked at");
-                report(found);
+                report(Found { took: started.elapsed(), ..found });
                 outcome
             }
             Job::Carry(sentence) => carry_out(conntrack, blocked, &sentence),
@@ -155,7 +157,8 @@ fn carry_out(conntrack: &mut Conntrack, blocked: u32, sentence: &Sentence) -> Re
     Ok(())
 }
 
-fn own_addresses() -> Vec<IpAddr> {
+/// The addresses of the namespace that this is called in.
+pub fn own_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     interfaces
         .filter_map(|interface| {

@@ -56,6 +56,33 @@ pub struct Changes {
     pub truncated: bool,
 }
 
+/// A flow that lives and would not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cut {
+    /// Which end would deny it.
+    pub direction: Direction,
+    /// The pod of this node at that end.
+    pub pod: PodId,
+    /// What would decide.
+    pub by: String,
+}
+
+/// Asks of live flows whether the proposal would end them.
+#[derive(Debug)]
+pub struct Cutter<'a> {
+    before: Judge<'a>,
+    after: Judge<'a>,
+}
+
+impl Cutter<'_> {
+    /// `None`: it would live on, or is denied already.
+    pub fn cut(&mut self, flow: &LiveFlow) -> Option<Cut> {
+        let (resolved, direction, by) = self.after.denial(flow)?;
+        let cut = || Cut { direction, pod: resolved.pod.clone(), by: by_words(&by) };
+        self.before.allows(flow).then(cut)
+    }
+}
+
 /// A cluster and updates of it that somebody thinks of.
 #[derive(Debug)]
 pub struct Proposal {
@@ -92,8 +119,13 @@ impl Changes {
 }
 
 impl Comparison {
-    /// Would the change end this flow, which lives now? Build the judges once and ask for every entry of conntrack.
-    pub fn judges(&self, own: &[IpAddr]) -> (Judge<'_>, Judge<'_>) {
+    /// Would the change end a flow that lives now? Built once and asked for every entry of conntrack.
+    pub fn cutter(&self, own: &[IpAddr]) -> Cutter<'_> {
+        let (before, after) = self.judges(own);
+        Cutter { before, after }
+    }
+
+    fn judges(&self, own: &[IpAddr]) -> (Judge<'_>, Judge<'_>) {
         (Judge::new(&self.before, own.iter().copied()), Judge::new(&self.after, own.iter().copied()))
     }
 

@@ -148,13 +148,19 @@ impl<'a> Judge<'a> {
     /// Would a packet that opens this flow now be let through by this node? Flows in which no endpoint of this node takes
     /// part, and those that the node itself opens, are nobody's business here.
     pub fn allows(&mut self, flow: &LiveFlow) -> bool {
+        self.denial(flow).is_none()
+    }
+
+    /// Which endpoint of this node would not let it through, in which direction and for what.
+    pub fn denial(&mut self, flow: &LiveFlow) -> Option<(&'a Resolved, Direction, By)> {
         if self.own.contains(&flow.source) {
-            return true;
+            return None;
         }
         let ends = [(flow.source, Direction::Egress), (flow.destination, Direction::Ingress)];
-        ends.into_iter().all(|(ip, direction)| match self.endpoints.get(&ip) {
-            Some(resolved) => self.decide(resolved, direction, flow).allowed,
-            None => true,
+        ends.into_iter().find_map(|(ip, direction)| {
+            let resolved = *self.endpoints.get(&ip)?;
+            let decision = self.decide(resolved, direction, flow);
+            (!decision.allowed).then_some((resolved, direction, decision.by))
         })
     }
 

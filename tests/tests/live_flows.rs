@@ -181,3 +181,69 @@ fn kernel_a_translated_flow_ends() {
     all_end(&through_service, Instant::now());
     all_live(&plain);
 }
+
+/// `policy diff` names the flows that would end, by what policy sees of them, and they live on.
+#[test]
+fn kernel_a_proposal_names_the_live_flows_that_it_would_end() {
+    let mut stage = Stage::new("mxfd", "nft");
+    stage.policy(&ingress(&json!([namespace("x"), namespace("y")])));
+    let (cut, stay) = (stage.open("y/a", "x/a"), stage.open("x/b", "x/a"));
+    let spec = ingress(&json!([namespace("x")]));
+    let metadata = json!({"name": "guard", "namespace": "x"});
+    let proposal = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec,
+    });
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), proposal.to_string()).expect("it can be written");
+    let agent = &stage.rack.node_of("x/a").agent;
+    let diff = |format: &str| {
+        let mut manxctl = std::process::Command::new(agent.bin_dir.join("manxctl"));
+        manxctl
+            .arg("--run-dir")
+            .arg(agent.run_dir())
+            .args(["-o", format, "policy", "diff", "-f"])
+            .arg(file.path());
+        let output = manxctl.output().expect("manxctl runs");
+        assert_eq!(output.status.code(), Some(1), "something would be cut: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let found: Value = serde_json::from_str(&diff("json")).expect("a document");
+    let ended = found["connections"].as_array().expect("a list");
+    assert_eq!(ended.len(), cut.len(), "{found}");
+    for flow in ended {
+        assert_eq!(
+            (&flow["source"]["pod"], &flow["destination"]["pod"]),
+            (&json!("y/a"), &json!("x/a")),
+            "{flow}"
+        );
+        assert_eq!((&flow["pod"], &flow["direction"]), (&json!("x/a"), &json!("ingress")), "{flow}");
+        assert_eq!(flow["by"], "no policy allows it", "{flow}");
+    }
+    let protocols: Vec<_> =
+        ["TCP", "UDP"].map(|p| ended.iter().filter(|flow| flow["protocol"] == p).count()).into();
+    assert_eq!(protocols, [2, 2], "{found}");
+    assert!(found["connectionsTried"].as_u64() >= Some(8), "{found}");
+    let table = diff("table");
+    assert!(table.contains("4 of ") && table.contains("live flows would be ended"), "{table}");
+    all_live(&cut);
+    all_live(&stay);
+}
+
+/// A client whose node hides its address on the way out is known to policy by its own: the entry's original direction tells.
+#[test]
+fn kernel_a_flow_that_leaves_under_the_nodes_address_ends() {
+    let mut stage = Stage::new("mxfm", "nft");
+    let node = stage.rack.node_of("x/a").agent.netns.clone();
+    for program in ["iptables-nft", "ip6tables-nft"] {
+        node.run(&format!("{program} -t nat -A POSTROUTING -o eth0 -j MASQUERADE"))
+            .expect("translation is possible");
+    }
+    let hidden = stage.open("x/a", "y/b");
+    let stay = stage.open("z/a", "y/b");
+    let subject = json!({"matchLabels": {"pod": "a"}});
+    stage.policy(
+        &json!({"podSelector": subject, "policyTypes": ["Egress"], "egress": [{"to": [namespace("z")]}]}),
+    );
+    all_end(&hidden, Instant::now());
+    all_live(&stay);
+}

@@ -204,7 +204,8 @@ impl Places {
     }
 }
 
-fn protocol(number: u8) -> String {
+/// As documents name it.
+pub(super) fn protocol(number: u8) -> String {
     match i32::from(number) {
         libc::IPPROTO_TCP => "TCP".to_owned(),
         libc::IPPROTO_UDP => "UDP".to_owned(),

@@ -1,25 +1,36 @@
 //! Policies: the list, what happens to a flow, what a proposal would change, the rules of a pod.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use manx_policy::diff::{Comparison, Cut};
 use manx_policy::engine::{Engine, PolicyStatus};
-use manx_policy::model::{Direction, Family, Problem};
+use manx_policy::live::LiveFlow;
+use manx_policy::model::{Direction, Family, Payload, Problem};
 use manx_policy::names::policy_chain;
 use manx_policy::render::save::{Counters, counters};
 use manx_policy::trace::{Explanation, Question};
 use serde::Deserialize;
 
+use super::drops::protocol;
 use super::facts::epoch;
+use super::pods;
 use super::server::{Answer, Api, Asked, Refusal, gone, refuse};
 use crate::desired::policy::update;
+use crate::flows;
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::iptables::{self, Backend};
+use crate::kernel::netlink::NetlinkError;
 use crate::policy_worker;
 use crate::source::manifest;
 use crate::view::{self, ErrorCode};
+
+/// Live flows that are listed; more are counted.
+const LISTED: usize = 10_000;
 
 /// What `iptables-save -c` counts, by family; a family that could not be read is not there.
 type Counted = BTreeMap<Family, Counters>;
@@ -168,8 +179,12 @@ pub(super) async fn diff(State(api): State<Arc<Api>>, body: String) -> Answer<vi
     let node = api.node.clone();
     let (comparison, own) =
         ask(&api, move |engine, _| (engine.proposal(proposed), own_addresses(engine, &node))).await?;
-    let found =
-        tokio::task::spawn_blocking(move || comparison.calculate().changes(&own)).await.map_err(gone)?;
+    let calculate = move || {
+        let comparison = comparison.calculate();
+        let live = live_cuts(&comparison);
+        (comparison.changes(&own), live)
+    };
+    let (found, live) = tokio::task::spawn_blocking(calculate).await.map_err(gone)?;
     let changes = found.changes.iter().map(|change| view::FlowChange {
         change: if change.cut { "cut" } else { "opened" }.to_owned(),
         direction: change.direction.as_str().to_owned(),
@@ -186,13 +201,75 @@ pub(super) async fn diff(State(api): State<Arc<Api>>, body: String) -> Answer<vi
         reason: note.reason.clone(),
         ..Default::default()
     };
+    let mut errors: Vec<_> = manifest.notes.iter().map(note).collect();
+    let read = live.is_ok();
+    let mut live = live.unwrap_or_else(|error| {
+        let reason = format!("live flows are not looked at: {error}");
+        errors.push(view::StatusProblem { reason, ..Default::default() });
+        LiveCuts::default()
+    });
+    let addresses = live.cuts.iter().flat_map(|(flow, _)| [flow.source, flow.destination]).collect();
+    let pods = ask(&api, move |engine, _| pods::of_addresses(engine, &addresses)).await?;
+    live.cuts.sort();
     Ok(Json(view::PolicyDiff {
         changes: changes.collect(),
         flows_tried: found.flows as u64,
         truncated: found.truncated,
-        errors: manifest.notes.iter().map(note).collect(),
+        connections: live.cuts.iter().map(|(flow, cut)| live_cut(flow, cut, &pods)).collect(),
+        connections_tried: read.then_some(live.tried),
+        connections_omitted: live.omitted,
+        errors,
         ..Default::default()
     }))
+}
+
+/// Live flows that a proposal would end.
+#[derive(Default)]
+struct LiveCuts {
+    cuts: Vec<(LiveFlow, Cut)>,
+    tried: u64,
+    omitted: u64,
+}
+
+/// Asks of every entry of conntrack. Reads all of it: for a person who asks.
+fn live_cuts(comparison: &Comparison) -> Result<LiveCuts, NetlinkError> {
+    let found = RefCell::new(LiveCuts::default());
+    let cutter = RefCell::new(comparison.cutter(&flows::own_addresses()));
+    let mut conntrack = Conntrack::open()?;
+    for family in crate::kernel::Family::BOTH {
+        // No entry is kept as it came: what is wanted of it is taken here.
+        conntrack.dump(family, |flow| {
+            let mut found = found.borrow_mut();
+            found.tried += 1;
+            match cutter.borrow_mut().cut(flow) {
+                Some(_) if found.cuts.len() == LISTED => found.omitted += 1,
+                Some(cut) => found.cuts.push((*flow, cut)),
+                None => {}
+            }
+            false
+        })?;
+    }
+    Ok(found.into_inner())
+}
+
+fn live_cut(flow: &LiveFlow, cut: &Cut, pods: &HashMap<IpAddr, String>) -> view::LiveCut {
+    let end = |address: IpAddr, port: Option<u16>| view::PacketEnd {
+        address: Some(address.to_string()),
+        port,
+        pod: pods.get(&address).cloned(),
+    };
+    let (source, destination) = match flow.payload {
+        Payload::Ports { source, port, .. } => (Some(source), Some(port)),
+        Payload::Icmp { .. } | Payload::Other(_) => (None, None),
+    };
+    view::LiveCut {
+        pod: cut.pod.to_string(),
+        direction: cut.direction.as_str().to_owned(),
+        source: end(flow.source, source),
+        destination: end(flow.destination, destination),
+        protocol: protocol(flow.payload.protocol()),
+        by: cut.by.clone(),
+    }
 }
 
 fn own_addresses(engine: &Engine, node: &str) -> Vec<IpAddr> {

@@ -92,8 +92,8 @@ pub struct DroppedPacket {
     pub out_interface: Option<String>,
 }
 
-/// One end of a packet's way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// One end of the way of a packet or a flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PacketEnd {
     /// Its address.

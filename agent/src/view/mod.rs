@@ -35,8 +35,8 @@ pub use pods::{
     PodPolicyList, PodPolicyListKind, PodRow, Pool,
 };
 pub use policy::{
-    FlowChange, PolicyDiff, PolicyDiffKind, PolicyList, PolicyListKind, PolicyRendering, PolicyRenderingKind,
-    PolicyRow, Verdict, VerdictKind, VerdictStep,
+    FlowChange, LiveCut, PolicyDiff, PolicyDiffKind, PolicyList, PolicyListKind, PolicyRendering,
+    PolicyRenderingKind, PolicyRow, Verdict, VerdictKind, VerdictStep,
 };
 pub use status::{
     BgpStatus, CniStatus, KernelStatus, PolicyStatus, SourceStatus, Status, StatusKind, StatusProblem,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApiVersion, EpochSeconds, StatusProblem, kind};
+use super::{ApiVersion, EpochSeconds, PacketEnd, StatusProblem, kind};
 
 kind!(
     /// `kind` of [`Verdict`].
@@ -125,8 +125,32 @@ pub struct PolicyDiff {
     pub flows_tried: u64,
     /// There were more flows than were tried.
     pub truncated: bool,
+    /// Flows that live now (entries of conntrack) and would be ended.
+    pub connections: Vec<LiveCut>,
+    /// Live flows that were looked at; null: conntrack could not be read.
+    pub connections_tried: Option<u64>,
+    /// More of them would be ended than are listed.
+    pub connections_omitted: u64,
     /// What is wrong with the proposed objects.
     pub errors: Vec<StatusProblem>,
+}
+
+/// A live flow that would be ended. Where it was translated: as policy sees it, between the opener and whom it reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveCut {
+    /// The pod of this node that would deny it, `NAMESPACE/NAME`.
+    pub pod: String,
+    /// `ingress` or `egress` of the pod.
+    pub direction: String,
+    /// Who opened it.
+    pub source: PacketEnd,
+    /// Whom it reached.
+    pub destination: PacketEnd,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    pub protocol: String,
+    /// What would decide: a policy and its rule, or words.
+    pub by: String,
 }
 
 /// A change for flows of one kind.

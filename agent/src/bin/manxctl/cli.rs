@@ -261,7 +261,10 @@ pub(crate) enum PolicyCommand {
         #[arg(value_name = "DESTINATION[:PORT[/PROTO]]")]
         destination: String,
     },
-    /// Which flows of this node's pods proposed objects would cut or open. Exits with 1 where one is cut.
+    /// Which flows of this node's pods proposed objects would cut or open, and which that live now they would end. Exits with
+    /// 1 where one is cut.
+    ///
+    /// Tries each pod of this node with each kind of peer on each port that a rule names, and every entry of conntrack.
     Diff {
         /// Manifest of the objects as they would be; - is standard input.
         #[arg(short, long)]

@@ -92,7 +92,7 @@ fn policy(packet: &DroppedPacket) -> Option<String> {
     }
 }
 
-fn end(end: &PacketEnd) -> String {
+pub(crate) fn end(end: &PacketEnd) -> String {
     let Some(address) = &end.address else { return "?".to_owned() };
     let place = match end.port {
         Some(port) if address.contains(':') => format!("[{address}]:{port}"),

@@ -132,6 +132,7 @@ impl Show for PolicyDiff {
             self.flows_tried,
             if self.truncated { ", more were left out" } else { "" }
         );
+        out += &live(self, style);
         for error in &self.errors {
             out += &format!("{}: {}\n", error.object.as_deref().unwrap_or("-"), error.reason);
         }
@@ -144,8 +145,31 @@ impl Show for PolicyDiff {
 
     /// Something would be cut: no.
     fn exit(&self) -> Exit {
-        if self.changes.iter().any(|change| change.change == "cut") { Exit::No } else { Exit::Yes }
+        let cut = self.changes.iter().any(|change| change.change == "cut") || !self.connections.is_empty();
+        if cut { Exit::No } else { Exit::Yes }
     }
+}
+
+/// The flows that live now and would be ended.
+fn live(diff: &PolicyDiff, style: &Style) -> String {
+    let Some(tried) = diff.connections_tried else { return String::new() };
+    let columns = [left("ENDS"), left("FROM"), left("TO"), left("POD"), left("DIRECTION"), left("BY")];
+    let rows = diff.connections.iter().map(|flow| {
+        let ends = [&flow.source, &flow.destination].map(crate::drops::end);
+        [&flow.protocol, &ends[0], &ends[1], &flow.pod, &flow.direction, &flow.by]
+            .map(|cell| text(cell))
+            .into()
+    });
+    let mut out = match diff.connections.is_empty() {
+        true => String::new(),
+        false => format!("\n{}", table(&columns, rows, style)),
+    };
+    let ended = diff.connections.len() as u64 + diff.connections_omitted;
+    out += &format!("\n{ended} of {tried} live flows would be ended");
+    if diff.connections_omitted > 0 {
+        out += &format!(", {} of them are not listed", diff.connections_omitted);
+    }
+    out + "\n"
 }
 
 impl Show for PolicyRendering {
