@@ -85,7 +85,9 @@ fn play_all(name: &str, nodes: u8, backend: &str, share: impl Fn(usize, bool) ->
 fn own() -> Vec<Scenario> {
     let mut all =
         file::combinations(&directory().join("combinations.yaml")).expect("combinations can be read");
-    all.extend(file::scenarios(&directory().join("conflicts.yaml")).expect("conflicts can be read"));
+    for name in ["conflicts.yaml", "tiers.yaml", "calico.yaml"] {
+        all.extend(file::scenarios(&directory().join(name)).expect("scenarios can be read"));
+    }
     all
 }
 

@@ -34,6 +34,13 @@ pub struct Scenario {
 pub struct Step {
     /// NetworkPolicies by `NAMESPACE/NAME`, as their `spec`; without one: deleted.
     pub policies: BTreeMap<String, Option<Value>>,
+    /// ClusterNetworkPolicies by name, as their `spec`; without one: deleted.
+    pub cluster: BTreeMap<String, Option<Value>>,
+    /// Calico's policies, as their `spec`: a NetworkPolicy by `NAMESPACE/NAME`, a GlobalNetworkPolicy by name; without one:
+    /// deleted.
+    pub calico: BTreeMap<String, Option<Value>>,
+    /// The nodes ask and answer like pods, as `nodes/node-1` and so on. x/a, y/a and z/a run on node-1 whatever the rack.
+    pub nodes: bool,
     /// Any other objects, whole. One of the same kind, namespace and name is replaced.
     pub objects: Vec<Value>,
     /// Objects to delete, as `KIND/NAMESPACE/NAME` or `KIND/NAME`.

@@ -21,6 +21,8 @@ use crate::wait;
 
 /// The ports on which every pod answers.
 pub const PORTS: [u16; 2] = [80, 81];
+/// Begins the names of nodes among the stations.
+const NODES: &str = "nodes/";
 /// How long an agent may take from its start until it has written its conflist.
 const AGENT_LIMIT: Duration = Duration::from_secs(30);
 /// How long a change may take from the files to the kernel. A machine with other work does it in less than a second.
@@ -196,6 +198,24 @@ impl Rack {
         self.cluster.put("objects", &objects)?;
         self.world = world.clone();
         self.wait_until_in_force()
+    }
+
+    /// Lets the nodes ask and answer like pods, as `nodes/NAME`.
+    ///
+    /// # Errors
+    /// When a port is taken.
+    pub fn open_nodes(&mut self) -> Result<()> {
+        for (number, (name, node)) in (1..).zip(&self.nodes) {
+            let addresses = [node_address(number, false), node_address(number, true)];
+            let station = Station::open(&node.agent.netns, &addresses, &PORTS)?;
+            self.stations.insert(format!("{NODES}{name}"), station);
+        }
+        Ok(())
+    }
+
+    /// Ends that.
+    pub fn close_nodes(&mut self) {
+        self.stations.retain(|name, _| !name.starts_with(NODES));
     }
 
     /// Returns when every agent has read all files that were written before, and has all that follows in its kernel.

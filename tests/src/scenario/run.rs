@@ -28,8 +28,12 @@ pub fn play(rack: &mut Rack, scenario: &Scenario) -> Result<usize> {
         let place = || format!("{}, after step {}", scenario.title, number + 1);
         advance(&mut world, step).with_context(place)?;
         rack.apply(&world).with_context(place)?;
-        let answers =
-            sweep(&rack.stations, &PORTS, |question| step.expect.open(question)).with_context(place)?;
+        if step.nodes {
+            rack.open_nodes().with_context(place)?;
+        }
+        let answers = sweep(&rack.stations, &PORTS, |question| step.expect.open(question));
+        rack.close_nodes();
+        let answers = answers.with_context(place)?;
         asked += answers.len();
         let wrong: Vec<(Question, Seen)> = answers
             .into_iter()
@@ -45,6 +49,19 @@ pub fn play(rack: &mut Rack, scenario: &Scenario) -> Result<usize> {
 /// What is shut is silent: Kubernetes counts a refusal as a failure.
 fn agrees(open: bool, seen: &Seen) -> bool {
     matches!((open, seen), (true, Seen::Reached) | (false, Seen::Nothing))
+}
+
+/// Puts an object into the world, or takes it out.
+fn put(world: &mut World, kind: &str, version: &str, metadata: &Value, spec: Option<&Value>) -> Result<()> {
+    let key = format!("{kind} {version} {metadata}");
+    match spec {
+        Some(spec) => {
+            let object = json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec});
+            world.objects.insert(key, object);
+        }
+        None => drop(world.objects.remove(&key).with_context(|| format!("there is no {key} to delete"))?),
+    }
+    Ok(())
 }
 
 /// Makes the world what it is after a step.
@@ -64,6 +81,17 @@ fn advance(world: &mut World, step: &Step) -> Result<()> {
                 world.objects.remove(&key).with_context(|| format!("there is no {key} to delete"))?;
             }
         }
+    }
+    for (name, spec) in &step.cluster {
+        let version = "policy.networking.k8s.io/v1alpha2";
+        put(world, "ClusterNetworkPolicy", version, &json!({"name": name}), spec.as_ref())?;
+    }
+    for (name, spec) in &step.calico {
+        let (kind, metadata) = match name.split_once('/') {
+            Some((namespace, short)) => ("NetworkPolicy", json!({"name": short, "namespace": namespace})),
+            None => ("GlobalNetworkPolicy", json!({"name": name})),
+        };
+        put(world, kind, "projectcalico.org/v3", &metadata, spec.as_ref())?;
     }
     for object in &step.objects {
         world.objects.insert(key_of(object)?, object.clone());
