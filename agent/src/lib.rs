@@ -10,7 +10,7 @@
 //!
 //! `desired`, `routes`, `config` and `delta` decide and are pure; `source`, `kernel`, `api` and `cni_server` are IO;
 //! `run` joins them and does nothing else.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod api;
 pub mod attachments;

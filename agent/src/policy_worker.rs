@@ -18,13 +18,14 @@ use manx_policy::compile::Marks;
 use manx_policy::drops::{self, Tally};
 use manx_policy::engine::{Engine, InForce};
 use manx_policy::model::{EndpointId, Update};
-use manx_policy::plan::{Plan, Step, StepResult, Wants};
+use manx_policy::plan::{Outcome, Plan, Step, StepResult, Wants};
 use manx_policy::render::save::counters;
 use tokio::sync::oneshot;
 
 use crate::flows::{Flows, FlowsError, Found, Sentence};
 use crate::health::Health;
 use crate::kernel::iptables::Backend;
+use crate::kernel::legacy_watch::{self, Disturbance};
 use crate::kernel::nft_watch;
 use crate::kernel::policy::PolicyKernel;
 
@@ -37,8 +38,14 @@ const AUDIT: Duration = Duration::from_secs(30);
 /// Between two searches for flows that a change has denied: each reads conntrack, which has a hundred thousand entries on a busy
 /// node. What changes meanwhile is looked at together.
 const LOOK_PACE: Duration = Duration::from_millis(100);
+/// And so many times as long as the last search took: under constant change it must not eat a core.
+const LOOK_SHARE: u32 = 4;
 /// Between two looks at rules that a stranger has changed: each reads them all, and some strangers write all the time.
 const MEND_PACE: Duration = Duration::from_millis(250);
+/// The same where nobody knows whether the rules were ours: of iptables-legacy only the size of a table can be watched.
+const DOUBT_PACE: Duration = Duration::from_secs(5);
+/// How often the members of our sets are counted: so long, and no longer, is what a stranger opens by emptying a set open.
+const COUNT_PACE: Duration = Duration::from_secs(1);
 /// How often the thread says that it lives while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
@@ -55,8 +62,8 @@ enum Input {
     Query(Ask),
     /// Flows that may have lost their permission.
     Found(Found),
-    /// A stranger has changed our rules.
-    Disturbed,
+    /// A stranger has changed our rules, or may have: to be looked at, so long after the last look for that reason.
+    Disturbed(Duration),
     /// The thread ends and drops this.
     Stop(oneshot::Sender<()>),
 }
@@ -167,9 +174,16 @@ pub fn spawn(
 ) -> Result<PolicyHandle, SpawnError> {
     let (inbox, outbox) = channel();
     let blocked = Marks::new(engine.config().mark_mask).expect("the engine checks its mask").blocked();
-    if kernel.backend() == Backend::Nft {
-        let disturbed = inbox.clone();
-        nft_watch::spawn(move || disturbed.send(Input::Disturbed).is_ok())?;
+    let disturbed = inbox.clone();
+    match kernel.backend() {
+        Backend::Nft => nft_watch::spawn(move || disturbed.send(Input::Disturbed(MEND_PACE)).is_ok())?,
+        Backend::Legacy => legacy_watch::spawn(move |what| {
+            let pace = match what {
+                Disturbance::Flushed => MEND_PACE,
+                Disturbance::Resized => DOUBT_PACE,
+            };
+            disturbed.send(Input::Disturbed(pace)).is_ok()
+        })?,
     }
     let answers = inbox.clone();
     let flows = Flows::spawn(blocked, move |found| {
@@ -192,6 +206,7 @@ pub fn spawn(
         looking: false,
         look_at: Instant::now(),
         mend_at: None,
+        count_at: Instant::now(),
         mended_at: Instant::now(),
     };
     std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
@@ -221,6 +236,8 @@ struct Worker {
     look_at: Instant,
     /// A stranger has changed our rules: they are read again then.
     mend_at: Option<Instant>,
+    /// The members of sets are counted then.
+    count_at: Instant,
     /// When they were last read for that reason.
     mended_at: Instant,
 }
@@ -233,7 +250,8 @@ impl Worker {
             self.apply();
             self.answer();
             let look_at = self.look();
-            let until = [self.retry_at, look_at, self.mend_at]
+            let count_at = self.retry_at.is_none().then_some(self.count_at);
+            let until = [self.retry_at, look_at, self.mend_at, count_at]
                 .into_iter()
                 .flatten()
                 .fold(self.audit_at, Instant::min);
@@ -252,9 +270,9 @@ impl Worker {
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
                     Input::Found(found) => self.judge(found),
-                    Input::Disturbed => {
-                        let earliest = self.mended_at + MEND_PACE;
-                        self.mend_at.get_or_insert_with(|| earliest.max(Instant::now()));
+                    Input::Disturbed(pace) => {
+                        let earliest = (self.mended_at + pace).max(Instant::now());
+                        self.mend_at = Some(self.mend_at.map_or(earliest, |at| at.min(earliest)));
                     }
                     Input::Stop(_done) => return,
                 }
@@ -270,7 +288,11 @@ impl Worker {
         }
         self.retry_at = None;
         let before = self.shown.clone();
-        let outcome = self.mend(now).and_then(|()| self.audit(now)).and_then(|()| self.converge());
+        let outcome = self
+            .mend(now)
+            .and_then(|()| self.audit(now))
+            .and_then(|()| self.converge())
+            .and_then(|()| self.count(now));
         match outcome {
             Ok(()) => {
                 self.retry = RETRY_MIN;
@@ -313,7 +335,7 @@ impl Worker {
     /// ends a moment earlier than it would.
     fn judge(&mut self, found: Found) {
         self.looking = false;
-        self.look_at = Instant::now() + LOOK_PACE;
+        self.look_at = Instant::now() + LOOK_PACE.max(found.took * LOOK_SHARE);
         if found.entries.is_empty() {
             return;
         }
@@ -352,6 +374,29 @@ impl Worker {
         self.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })
     }
 
+    /// Sets tell nobody when somebody else changes them; their sizes do, for a millisecond's work.
+    fn count(&mut self, now: Instant) -> Result<(), String> {
+        if now < self.count_at {
+            return Ok(());
+        }
+        self.count_at = now + COUNT_PACE;
+        if !self.engine.is_in_sync() {
+            return Ok(());
+        }
+        let counted = self.kernel.count_members().map_err(|e| e.to_string())?;
+        let Some(set) = self.engine.miscounted(&counted) else { return Ok(()) };
+        let plans = self.shown.last_applied;
+        self.observe(Wants { sets: true, ..Wants::default() })?;
+        self.converge()?;
+        if plans != self.shown.last_applied {
+            self.shown.repairs += 1;
+            tracing::warn!(repairs = self.shown.repairs, set, "another program has changed our sets: mended");
+        }
+        // A flow may have begun by the set as it was.
+        self.engine.suspect_everything();
+        Ok(())
+    }
+
     fn converge(&mut self) -> Result<(), String> {
         for _ in 0..PLANS_IN_A_ROW {
             let wants = self.engine.wants();
@@ -370,10 +415,12 @@ impl Worker {
                 StepResult::Failed(reason) => Some(reason.clone()),
                 StepResult::Done | StepResult::Skipped => None,
             });
+            let of_sets = failed_at_sets_alone(&plan, &outcome);
             tracing::debug!(steps = plan.steps.len(), elapsed = ?started.elapsed(), failed = failure.is_some(), "policy plan executed");
             self.engine.applied(plan.id, outcome);
             if let Some(reason) = failure {
-                if self.goes_without_logs(&plan) {
+                // What a set's policies would open stays closed; the rest need not wait for it.
+                if of_sets || self.goes_without_logs(&plan) {
                     continue;
                 }
                 return Err(reason);
@@ -419,4 +466,11 @@ impl Worker {
             !answers.is_empty()
         });
     }
+}
+
+/// Nothing failed but steps about sets.
+fn failed_at_sets_alone(plan: &Plan, outcome: &Outcome) -> bool {
+    let results = plan.steps.iter().zip(&outcome.results);
+    let mut failed = results.filter(|(_, result)| matches!(result, StepResult::Failed(_)));
+    failed.all(|(step, _)| step.set().is_some())
 }

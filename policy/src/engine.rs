@@ -237,6 +237,20 @@ impl Engine {
         }
     }
 
+    /// The first set that has not as many members as it should, by what the kernel counts (its sets of our names). To be
+    /// asked when nothing is left to plan; sets that the kernel has refused are passed over.
+    pub fn miscounted(&self, counted: &BTreeMap<String, u32>) -> Option<String> {
+        let sets = self.calc.members().sets();
+        let mut sets = sets.flat_map(|(_, set)| Family::ALL.map(|family| (family, set)));
+        sets.find_map(|(family, set)| {
+            let name = set_name(family, &set.suffix);
+            let expected = set.key.exists_in(family) && self.kernels[family as usize].has_set(&set.suffix);
+            let refused = self.broken[family as usize].sets.contains_key(&name);
+            let found = counted.get(&name).map(|count| *count as usize);
+            (expected && !refused && found != Some(set.count(family))).then_some(name)
+        })
+    }
+
     /// Takes in what the kernel holds: at start, after a failure, and whenever an audit has looked. Not while a plan is being
     /// executed: what was read would be half of one state and half of another.
     pub fn observe(&mut self, observed: Observed) {

@@ -5,7 +5,8 @@
 //!
 //! Order within a family, so that no packet is allowed that neither the old nor the new policy allows:
 //! 1. sets that no rule knows yet are made and filled;
-//! 2. sets of which no changing rule speaks get their new members, then lose their old ones;
+//! 2. sets of which no changing rule speaks get their new members, all of them, and then lose their old ones: who moves from
+//!    one to another is in both for a moment, and the first rule that matches is one of the old or one of the new;
 //! 3. sets of which a changing rule speaks lose their old members: a rule that is about to come must not find them;
 //! 4. the rules, each table in one transaction;
 //! 5. sets of which a changed rule speaks get their new members: a rule that has gone must not have found them;
@@ -310,7 +311,8 @@ impl Kernel {
                 steps.deleted.extend(deleted);
                 steps.after.extend(added);
             } else {
-                steps.free.extend(added.into_iter().chain(deleted));
+                steps.free_added.extend(added);
+                steps.free_deleted.extend(deleted);
             }
         }
 
@@ -328,7 +330,8 @@ impl Kernel {
         }
         self.compare_sets = false;
         let mut before = steps.create;
-        before.extend(steps.free);
+        before.extend(steps.free_added);
+        before.extend(steps.free_deleted);
         before.extend(steps.deleted);
         SetSteps { before, after: steps.after, ..SetSteps::default() }
     }
@@ -393,7 +396,8 @@ struct Change {
 struct SetSteps {
     create: Vec<Step>,
     /// Of sets that no changing rule speaks of.
-    free: Vec<Step>,
+    free_added: Vec<Step>,
+    free_deleted: Vec<Step>,
     deleted: Vec<Step>,
     before: Vec<Step>,
     after: Vec<Step>,

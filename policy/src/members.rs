@@ -51,6 +51,11 @@ impl DesiredSet {
         members
     }
 
+    /// How many of one family there are.
+    pub fn count(&self, family: Family) -> usize {
+        self.members.keys().filter(|m| m.family() == family).count()
+    }
+
     /// Is it a member?
     pub fn contains(&self, member: &Member) -> bool {
         self.members.contains_key(member)

@@ -22,6 +22,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod capture;
 pub mod checks;
+pub mod churn;
 pub mod cluster;
 pub mod command;
 pub mod kubelet;

@@ -53,6 +53,7 @@ mod attribute {
     pub(super) const PORT: u16 = 4;
     pub(super) const PROTO: u16 = 7;
     pub(super) const MAX_ELEMENTS: u16 = 19;
+    pub(super) const ELEMENTS: u16 = 24;
     // Within IP.
     pub(super) const IPV4: u16 = 1;
     pub(super) const IPV6: u16 = 2;
@@ -60,6 +61,8 @@ mod attribute {
 
 /// IPSET_FLAG_LIST_SETNAME: names only.
 const LIST_NAMES: u32 = 1 << 1;
+/// IPSET_FLAG_LIST_HEADER: no members.
+const LIST_HEADERS: u32 = 1 << 2;
 
 /// Sets could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +184,42 @@ impl Ipsets {
             sets.extend(self.read(name)?);
         }
         Ok(sets)
+    }
+
+    /// How many members each set has whose name begins with one of `prefixes`. Reads no member: a thousand sets take a
+    /// millisecond or two.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn count(&mut self, prefixes: &[&str]) -> Result<BTreeMap<String, u32>, IpsetError> {
+        let mut counts = BTreeMap::new();
+        let mut batch = Batch::new();
+        message(&mut batch, command::LIST, NLM_F_DUMP, None, |m| {
+            m.attr(NLA_F_NET_BYTEORDER | attribute::FLAGS, &LIST_HEADERS.to_be_bytes());
+        });
+        self.socket.dump(
+            &mut batch,
+            || "counting the members of sets".to_owned(),
+            |_, payload| {
+                let (mut name, mut count) = (None, None);
+                for (kind, value) in Attrs::new(payload.get(NFGENMSG..).unwrap_or_default()) {
+                    match kind {
+                        attribute::SET_NAME => name = Some(text(value)),
+                        attribute::DATA => {
+                            let mut header = Attrs::new(value);
+                            let found = header.find(|(kind, _)| *kind == attribute::ELEMENTS);
+                            count = found.and_then(|(_, v)| v.first_chunk()).map(|v| u32::from_be_bytes(*v));
+                        }
+                        _ => {}
+                    }
+                }
+                if let (Some(name), Some(count)) = (name, count) {
+                    counts.insert(name, count);
+                }
+            },
+        )?;
+        counts.retain(|name, _| prefixes.iter().any(|p| name.starts_with(p)));
+        Ok(counts)
     }
 
     /// One set; `None`: it is gone meanwhile. A large one comes in several messages, its type in the first.

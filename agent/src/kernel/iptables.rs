@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::Family;
@@ -108,7 +109,20 @@ pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), Iptab
     let program = backend.program(family, "restore");
     let mut command = Command::new(&program);
     command.args(["--noflush", "--wait", LOCK_WAIT]);
-    run(&program, &mut command, Some(text)).map(drop)
+    BEGUN.fetch_add(1, Ordering::SeqCst);
+    let result = run(&program, &mut command, Some(text)).map(drop);
+    ENDED.fetch_add(1, Ordering::SeqCst);
+    result
+}
+
+/// Restores that have begun, and those that have ended.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// How often we have changed rules; `None`: we are at it.
+pub fn writes() -> Option<u64> {
+    let ended = ENDED.load(Ordering::SeqCst);
+    (BEGUN.load(Ordering::SeqCst) == ended).then_some(ended)
 }
 
 /// Processes that have lately changed rules for us.

@@ -22,6 +22,7 @@ pub mod egress_nat;
 pub mod fib;
 pub mod ipset;
 pub mod iptables;
+pub mod legacy_watch;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;

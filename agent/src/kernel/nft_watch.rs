@@ -3,7 +3,7 @@
 //! The kernel sends a message for every rule and chain that changes and, after those of one transaction, one with its new
 //! generation. What other programs do in chains of their own passes by unnoticed, however often they write.
 //!
-//! iptables-legacy tells nobody of its changes: there the audit finds them, and until then the guard keeps closed what lacks a verdict.
+//! iptables-legacy tells nobody of its changes: see [`super::legacy_watch`].
 
 use std::io;
 

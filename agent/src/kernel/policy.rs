@@ -1,5 +1,6 @@
 //! Carries out the policy engine's plans, and reads for it what the kernel holds. Decides nothing.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::SystemTime;
 
@@ -75,6 +76,14 @@ impl PolicyKernel {
             false => None,
         };
         Ok(Observed { at: SystemTime::now(), rules, sets })
+    }
+
+    /// How many members our sets have.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn count_members(&mut self) -> Result<BTreeMap<String, u32>, PolicyKernelError> {
+        Ok(self.sets.count(&SET_PREFIXES)?)
     }
 
     /// Does this kernel take a rule that logs? Puts one where no packet comes by, and takes it away again.

@@ -14,6 +14,7 @@ pub mod duplex;
 pub mod matrix;
 pub mod server;
 pub mod stream;
+pub mod torrent;
 
 /// The ports that every pod listens on, TCP and UDP.
 pub const PORTS: [u16; 2] = [8080, 9090];
