@@ -5,7 +5,7 @@
 //!                    +-> policy (worker thread) -> kernel::{ipset, iptables}
 //!                    +-> cni_config (node.json, conflist)
 //!                    +-> egress_nat (its own thread)
-//! api <- all of them, read only
+//! api <- all of them, read only -> status (what is written to the Kubernetes API)
 //! ```
 //!
 //! `desired`, `routes`, `config` and `delta` decide and are pure; `source`, `kernel`, `api` and `cni_server` are IO;
@@ -36,5 +36,6 @@ pub mod routes;
 pub mod run;
 pub mod sockets;
 pub mod source;
+pub mod status;
 pub mod view;
 pub mod web;

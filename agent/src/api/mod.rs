@@ -18,5 +18,6 @@ mod pods;
 mod policy;
 mod routes;
 pub mod server;
+pub mod summary;
 mod watch;
 pub mod why;

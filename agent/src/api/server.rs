@@ -250,7 +250,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<view::Status> {
     }))
 }
 
-async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal> {
+pub(super) async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStatus, Refusal> {
     let deaf = facts.listeners.iter().filter_map(|(address, failed)| {
         let reason = failed.as_ref().map(|reason| format!("cannot listen on {address}: {reason}"))?;
         Some(view::StatusProblem { reason, ..Default::default() })

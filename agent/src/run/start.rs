@@ -15,6 +15,7 @@ use crate::api::clock::Clock;
 use crate::api::events::Events;
 use crate::api::facts::{SharedFacts, epoch_now};
 use crate::api::server::{self, Api};
+use crate::api::summary;
 use crate::api::why::DroppedSegments;
 use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
@@ -33,7 +34,7 @@ use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
 use crate::source::{Update, kube, manifest_dir};
 use crate::view::{SourceStatus, paths};
-use crate::{egress_nat, leaks, sockets, web};
+use crate::{egress_nat, leaks, sockets, status, web};
 
 /// Reading a predecessor's million routes takes a third of a second; more than this means that the kernel is in trouble.
 const FIRST_DUMP: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     let web_socket = web::listen(options.metrics_addr).await?;
 
     // A configuration that cannot be used is told before anything is touched.
-    let (source, updates) = follow_source(&options).await?;
+    let (source, server, updates) = follow_source(&options).await?;
 
     let health = Health::default();
     let facts = SharedFacts::default();
@@ -142,6 +143,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     watch("health and metrics", &events, web::serve(web_socket, health.clone(), api.clone()));
     health.report("source", false, "not read yet");
     pump(updates, events.clone(), Event::Source);
+    if let Some(server) = server {
+        write_status(server, &options, &api, &health);
+    }
 
     tracing::info!(node = %options.node_name, version = env!("CARGO_PKG_VERSION"), inherited, "agent started");
     let agent = Loop {
@@ -173,7 +177,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
 }
 
 /// What is followed, in words for the status, and what it says.
-async fn follow_source(options: &Options) -> anyhow::Result<(SourceStatus, mpsc::Receiver<Vec<Update>>)> {
+async fn follow_source(
+    options: &Options,
+) -> anyhow::Result<(SourceStatus, Option<Arc<kube::Api>>, mpsc::Receiver<Vec<Update>>)> {
     let status = |kind: &str, location: String| SourceStatus {
         kind: kind.to_owned(),
         location,
@@ -182,7 +188,7 @@ async fn follow_source(options: &Options) -> anyhow::Result<(SourceStatus, mpsc:
     match options.source() {
         SourceOptions::Manifests(dir) => {
             let status = status("manifests", dir.display().to_string());
-            Ok((status, manifest_dir::spawn(dir).context("cannot follow the manifests")?))
+            Ok((status, None, manifest_dir::spawn(dir).context("cannot follow the manifests")?))
         }
         SourceOptions::Api(access) => {
             let settings = kube::Settings {
@@ -191,9 +197,24 @@ async fn follow_source(options: &Options) -> anyhow::Result<(SourceStatus, mpsc:
                 timing: kube::Timing::default(),
             };
             let (api, updates) = kube::spawn(access, settings).await?;
-            Ok((status("kubernetes", api.server().to_owned()), updates))
+            Ok((status("kubernetes", api.server().to_owned()), Some(api), updates))
         }
     }
+}
+
+/// Tells the cluster how this node stands, from now on.
+fn write_status(server: Arc<kube::Api>, options: &Options, api: &Arc<Api>, health: &Health) {
+    let settings = status::Settings {
+        node: options.node_name.clone(),
+        namespace: options.namespace.clone(),
+        cni: options.enabled(Feature::Cni),
+        timing: status::Timing::default(),
+    };
+    let (api, health) = (api.clone(), health.clone());
+    tokio::spawn(status::run(server, settings, move || {
+        let (api, health) = (api.clone(), health.clone());
+        async move { summary::node(&api, &health).await }
+    }));
 }
 
 /// A router forwards. Where the agent may not write these (a read-only /proc/sys), an init container has, and the status

@@ -41,6 +41,12 @@ pub struct ApiServer {
     running: Option<Running>,
 }
 
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 struct Running {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
@@ -100,10 +106,18 @@ impl ApiServer {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_kubeconfig(&self, file: &Path, token_file: Option<&Path>) -> Result<()> {
+        Self::write_kubeconfig_for(&self.url(), file, token_file)
+    }
+
+    /// The same for a server that is reached under another URL.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_kubeconfig_for(url: &str, file: &Path, token_file: Option<&Path>) -> Result<()> {
         let user = token_file.map_or(json!({}), |token| json!({"tokenFile": token}));
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url()}}],
+            "clusters": [{"name": "test", "cluster": {"server": url}}],
             "users": [{"name": "test", "user": user}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
@@ -129,21 +143,36 @@ impl ApiServer {
         self.shared.changed(store);
     }
 
-    /// Creates or replaces every object of a text of YAML documents and lists that the server knows.
+    /// Creates or replaces objects that say what they are, all at one moment.
+    ///
+    /// # Panics
+    /// Nobody knows the kind of one.
+    pub fn set_all(&self, objects: Vec<Value>) {
+        let mut store = self.shared.store();
+        for object in objects {
+            let kind = object["kind"].clone();
+            assert!(store.set(object).is_ok(), "the server knows no {kind}");
+        }
+        self.shared.changed(store);
+    }
+
+    /// Follows a text of YAML documents that has changed: what it says now is set, what it said only before is removed.
     ///
     /// # Errors
-    /// It is no YAML.
-    pub fn apply(&self, yaml: &str) -> Result<()> {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    /// It is no YAML, or holds kinds that the server does not know.
+    pub fn replace(&self, before: &str, now: &str) -> Result<()> {
+        let (before, now) = (objects(before)?, objects(now)?);
         let mut store = self.shared.store();
-        for document in documents {
-            let items = match &document["items"] {
-                Value::Array(items) => items.clone(),
-                _ => vec![document],
-            };
-            for item in items {
-                let kind = item["kind"].clone();
-                store.set(item).map_err(|_| anyhow::anyhow!("the server knows no {kind}"))?;
+        let mut places = BTreeSet::new();
+        for object in now {
+            let kind = object["kind"].clone();
+            let place = store.set(object).map_err(|_| anyhow::anyhow!("the server knows no {kind}"))?;
+            places.insert(identity(&place.value));
+        }
+        for object in before.iter().map(identity).filter(|old| !places.contains(old)) {
+            let (api_version, kind, namespace, name) = object;
+            if let Some(resource) = of_object(&api_version, &kind) {
+                store.remove(resource, &(namespace, name));
             }
         }
         self.shared.changed(store);
@@ -262,6 +291,17 @@ impl ApiServer {
         faults.requests.iter().filter(|((m, p), _)| m == method && p.starts_with(path)).map(|(_, n)| n).sum()
     }
 
+    /// Every path that was asked for with this method.
+    pub fn paths(&self, method: &str) -> Vec<String> {
+        self.shared
+            .faults()
+            .requests
+            .keys()
+            .filter(|(m, _)| m == method)
+            .map(|(_, path)| path.clone())
+            .collect()
+    }
+
     /// Goes away: connections break, new ones are refused.
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
@@ -292,6 +332,29 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The documents of a text, and the items of its lists.
+fn objects(yaml: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    let items = |document: Value| match &document["items"] {
+        Value::Array(items) => items.clone(),
+        _ => vec![document],
+    };
+    Ok(documents.into_iter().filter(|d| !d.is_null()).flat_map(items).collect())
+}
+
+/// What makes an object the same one, for kinds in the default namespace too.
+fn identity(object: &Value) -> (String, String, String, String) {
+    let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let api_version = text("/apiVersion");
+    let kind = text("/kind");
+    let namespaced = of_object(&api_version, &kind).is_some_and(|r| r.namespaced);
+    let namespace = match text("/metadata/namespace") {
+        none if none.is_empty() && namespaced => "default".to_owned(),
+        namespace => namespace,
+    };
+    (api_version, kind, namespace, text("/metadata/name"))
 }
 
 /// A further listener, served until it is dropped.

@@ -1,16 +1,21 @@
 //! The way to the API server: where it is, who we are there, and connections that notice when nobody is at the far end.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::{Method, Request};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use serde_json::Value;
 use tower::{BoxError, ServiceExt};
 
 /// A server that does not take a connection within this time is not there.
@@ -25,6 +30,20 @@ const KEEPALIVE_RETRIES: u32 = 3;
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a failure files are read again, yet not more often than this: a changed kubeconfig, another server, a new CA.
 const RENEW: Duration = Duration::from_secs(10);
+
+/// For a question and its whole answer.
+const CALL: Duration = Duration::from_secs(10);
+/// The largest answer to one: a page of some hundred objects.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// What is sent along with a question.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// `application/json`, or a kind of patch.
+    pub content_type: &'static str,
+    /// The object or the patch.
+    pub value: &'a Value,
+}
 
 /// How to find the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +81,35 @@ impl Api {
     /// What sends requests.
     pub fn client(&self) -> Client {
         self.lock().0.clone()
+    }
+
+    /// Asks once and reads the whole answer: its status code, and its JSON where it has some.
+    ///
+    /// # Errors
+    /// No answer within ten seconds; in words.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Call<'_>>,
+    ) -> Result<(u16, Value), String> {
+        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
+        if let Some(call) = &body {
+            request = request.header(CONTENT_TYPE, call.content_type);
+        }
+        let bytes = body.map_or_else(Vec::new, |call| call.value.to_string().into_bytes());
+        let request = request.body(Body::from(bytes)).map_err(|e| e.to_string())?;
+        let answer = async {
+            let answer = self.client().send(request).await.map_err(|e| chain(&e))?;
+            let code = answer.status().as_u16();
+            let bytes =
+                Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| chain(&*e))?;
+            Ok((code, serde_json::from_slice(&bytes.to_bytes()).unwrap_or_default()))
+        };
+        match tokio::time::timeout(CALL, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
+        }
     }
 
     /// Reads the configuration again, if that was not just done. What cannot be read leaves things as they are: the next
@@ -120,4 +168,18 @@ fn client(config: Config) -> anyhow::Result<Client> {
         Some(auth) => builder.with_layer(&auth).build(),
         None => builder.build(),
     })
+}
+
+/// An error with what caused it, in one line without repetitions.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

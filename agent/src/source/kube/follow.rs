@@ -4,7 +4,6 @@
 //! again, for ever.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use kube::client::Body;
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
-use super::client::Api;
+use super::client::{Api, chain};
 use super::cluster::{Follower, News, State};
 use super::kinds::{Presence, WATCHED, What};
 use super::lines::Lines;
@@ -418,18 +417,4 @@ fn place(target: &Target, definitions: &Definitions) -> Place {
             Some(index) => Place::At(index),
         },
     }
-}
-
-/// An error with what caused it, without repetitions.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

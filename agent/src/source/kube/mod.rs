@@ -21,8 +21,9 @@ mod request;
 mod sieve;
 mod wire;
 
-pub use client::{Access, Api};
+pub use client::{Access, Api, Call};
 pub use follow::Timing;
+pub(crate) use request::encode;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use serde::de::DeserializeSeed;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{info, warn};
@@ -40,8 +42,9 @@ use self::follow::{Definitions, Follow};
 use self::kinds::{Scope, WATCHED, What};
 use self::reflector::{Change, Reflector};
 use self::request::Target;
+use self::sieve::{Keep, Sieve};
 use super::tree::STACK_BYTES;
-use super::{Kind, Problem, Update};
+use super::{Kind, Problem, Update, manifest};
 
 /// News that wait for the cluster: a few, so that a list that comes faster than it is understood waits at the server.
 const NEWS: usize = 4;
@@ -87,6 +90,13 @@ pub async fn spawn(
     std::thread::Builder::new().name("kube".to_owned()).stack_size(STACK_BYTES).spawn(work)?;
     let api = api.await.context("the thread that follows the API server has ended")??;
     Ok((api, receiver))
+}
+
+/// Judges an object as the source would: what to tell about it, or why it cannot be used.
+pub(crate) fn judge(kind: Kind, object: &serde_json::Value) -> Result<Vec<String>, Vec<String>> {
+    let sieve = Sieve::new(Keep::of(What::Objects(kind)));
+    let tree = sieve.deserialize(object).map_err(|error| vec![error.to_string()])?;
+    manifest::object(&tree).map(|understood| understood.notes)
 }
 
 struct Source {

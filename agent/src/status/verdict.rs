@@ -1,0 +1,143 @@
+//! What the holder of the Lease writes into the status of objects: whether this version does what they say, and how many
+//! nodes have a peer.
+//!
+//! Pure: objects as the server has them in, patches out. An object whose status is right already is left alone.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::node_state::condition;
+use crate::crd::status::{ACCEPTED, Condition, NodeStateStatus};
+use crate::source::Kind;
+use crate::source::kube::judge;
+use crate::view::EpochSeconds;
+
+/// Kinds whose objects get a status, with the group, version and plural name of their resource.
+pub(super) const JUDGED: &[(Kind, &str, &str)] = &[
+    (Kind::BgpPeer, "manx.dev/v1alpha1", "bgppeers"),
+    (Kind::BgpFilter, "manx.dev/v1alpha1", "bgpfilters"),
+    (Kind::BgpConfiguration, "manx.dev/v1alpha1", "bgpconfigurations"),
+    (Kind::NetworkConfiguration, "manx.dev/v1alpha1", "networkconfigurations"),
+    (Kind::ClusterNetworkPolicy, "policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies"),
+];
+
+/// How many nodes have a peer, and how many of them an Established session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    nodes: i64,
+    established: i64,
+}
+
+/// Peers of all nodes, by name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts(HashMap<String, Count>);
+
+impl Counts {
+    /// Takes a node's BGPNodeState.
+    pub(super) fn add(&mut self, state: &NodeStateStatus) {
+        let mut here: HashMap<&str, bool> = HashMap::new();
+        for peer in &state.peers {
+            // Peers that came from a range bear its name in front of their address.
+            let name = peer.name.split('@').next().unwrap_or_default();
+            *here.entry(name).or_default() |= peer.state == "Established";
+        }
+        for (name, up) in here {
+            let count = self.0.entry(name.to_owned()).or_default();
+            count.nodes += 1;
+            count.established += i64::from(up);
+        }
+    }
+}
+
+/// The patch that makes an object's status right; `None`: it is.
+pub(super) fn patch(kind: Kind, object: &Value, counts: &Counts, now: EpochSeconds) -> Option<Value> {
+    let (ok, reason, message) = match judge(kind, object) {
+        Ok(notes) if notes.is_empty() => (true, "Accepted", "everything that it says is done".to_owned()),
+        Ok(notes) => (false, "PartlySupported", notes.join("; ")),
+        Err(faults) => (false, "Invalid", faults.join("; ")),
+    };
+    let generation = object["metadata"]["generation"].as_i64();
+    let old: Vec<Condition> =
+        serde_json::from_value(object["status"]["conditions"].clone()).unwrap_or_default();
+    let before = old.iter().find(|c| c.kind == ACCEPTED);
+    let new = condition(ACCEPTED, ok, reason, message, generation, before, now);
+    let mut status = json!({});
+    if before != Some(&new) {
+        // A list is replaced as a whole: conditions of others stay in it.
+        let others = old.iter().filter(|c| c.kind != ACCEPTED).cloned();
+        status["conditions"] = json!(others.chain([new]).collect::<Vec<_>>());
+    }
+    if kind == Kind::BgpPeer {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let count = counts.0.get(name).copied().unwrap_or_default();
+        for (field, number) in [("nodes", count.nodes), ("established", count.established)] {
+            if object["status"][field].as_i64() != Some(number) {
+                status[field] = json!(number);
+            }
+        }
+    }
+    let nothing = status.as_object().is_none_or(serde_json::Map::is_empty);
+    (!nothing).then(|| json!({ "status": status }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crd::status::NodePeer;
+
+    fn peer(spec: &Value) -> Value {
+        json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer",
+               "metadata": {"name": "tor-a", "generation": 3, "managedFields": []}, "spec": spec})
+    }
+
+    fn good() -> Value {
+        peer(&json!({"peerIP": "192.0.2.1", "asNumber": 65001}))
+    }
+
+    #[test]
+    fn a_good_object_is_accepted_once() {
+        let mut object = good();
+        let patch = super::patch(Kind::BgpPeer, &object, &Counts::default(), 0).unwrap();
+        let condition = &patch["status"]["conditions"][0];
+        assert_eq!((&condition["type"], &condition["status"]), (&json!("Accepted"), &json!("True")));
+        assert_eq!(condition["observedGeneration"], json!(3));
+        object["status"] = patch["status"].clone();
+        assert_eq!(super::patch(Kind::BgpPeer, &object, &Counts::default(), 99), None);
+    }
+
+    #[test]
+    fn a_bad_object_is_told_why_and_conditions_of_others_stay() {
+        let mut object = peer(&json!({"peerIP": "nonsense", "asNumber": 65001}));
+        object["status"]["conditions"] = json!([{"type": "Other", "status": "True", "reason": "X", "message": "",
+                                                 "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        let patch = super::patch(Kind::BgpPeer, &object, &Counts::default(), 0).unwrap();
+        let conditions = patch["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 2);
+        assert_eq!(
+            (&conditions[1]["status"], &conditions[1]["reason"]),
+            (&json!("False"), &json!("Invalid"))
+        );
+        assert!(conditions[1]["message"].as_str().unwrap().contains("spec.peerIP"), "{conditions:?}");
+    }
+
+    #[test]
+    fn nodes_and_sessions_of_a_peer_are_counted_by_node() {
+        let mut counts = Counts::default();
+        let state = |states: &[(&str, &str)]| NodeStateStatus {
+            peers: states
+                .iter()
+                .map(|(name, state)| NodePeer {
+                    name: (*name).into(),
+                    state: (*state).into(),
+                    ..NodePeer::default()
+                })
+                .collect(),
+            ..NodeStateStatus::default()
+        };
+        counts.add(&state(&[("tor-a", "Established"), ("tor-a", "Idle")]));
+        counts.add(&state(&[("tor-a@192.0.2.7", "Connect"), ("other", "Established")]));
+        let patch = super::patch(Kind::BgpPeer, &good(), &counts, 0).unwrap();
+        assert_eq!((&patch["status"]["nodes"], &patch["status"]["established"]), (&json!(2), &json!(1)));
+    }
+}

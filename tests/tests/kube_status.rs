@@ -1,0 +1,242 @@
+//! What agents write to the API: their node's condition and state, Events, and the status of cluster-wide objects by one
+//! of them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use manx_agent::source::kube::{self, Access, Api};
+use manx_agent::status::lease::{self, NAME};
+use manx_agent::status::node_state::NodeNow;
+use manx_agent::status::{self, Settings, Timing};
+use manx_agent::view::PeerRow;
+use manx_tests::apiserver::ApiServer;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// For anything to happen, on a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const TIMING: Timing = Timing {
+    look: Duration::from_millis(50),
+    judge: Duration::from_millis(100),
+    lease: lease::Timing {
+        duration: Duration::from_secs(2),
+        renew: Duration::from_millis(200),
+        look: Duration::from_millis(200),
+    },
+};
+
+/// An agent as far as it writes; gone when dropped.
+struct Agent {
+    node: Arc<Mutex<NodeNow>>,
+    runtime: Option<tokio::runtime::Runtime>,
+    _files: TempDir,
+}
+
+impl Agent {
+    fn start(server: &ApiServer, name: &str) -> Self {
+        let files = TempDir::new().unwrap();
+        let file = files.path().join("kubeconfig");
+        server.write_kubeconfig(&file, None).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let api = runtime.block_on(Api::new(Access::Kubeconfig(file))).unwrap();
+        let node = Arc::new(Mutex::new(NodeNow {
+            drain: "Serving".into(),
+            network_missing: Some("no required peer is Established".into()),
+            ..NodeNow::default()
+        }));
+        let settings =
+            Settings { node: name.into(), namespace: "manx-system".into(), cni: true, timing: TIMING };
+        let shown = node.clone();
+        runtime.spawn(status::run(Arc::new(api), settings, move || {
+            let now = shown.lock().unwrap().clone();
+            async move { Some(now) }
+        }));
+        Agent { node, runtime: Some(runtime), _files: files }
+    }
+
+    fn is_now(&self, change: impl FnOnce(&mut NodeNow)) {
+        change(&mut self.node.lock().unwrap());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < LIMIT, "{what}: not yet");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+           "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+}
+
+fn peer(state: &str) -> PeerRow {
+    PeerRow {
+        node: "n1".into(),
+        name: "tor-a".into(),
+        address: "192.0.2.9".into(),
+        state: state.into(),
+        ..PeerRow::default()
+    }
+}
+
+fn bgp_peer(name: &str, address: &str) -> Value {
+    json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "metadata": {"name": name, "generation": 2},
+           "spec": {"peerIP": address, "asNumber": 65001}})
+}
+
+fn conditions(server: &ApiServer, name: &str) -> Vec<Value> {
+    let node = server.get("v1", "Node", "", name).unwrap();
+    node["status"]["conditions"].as_array().cloned().unwrap_or_default()
+}
+
+fn holder(server: &ApiServer) -> Option<String> {
+    let lease = server.get("coordination.k8s.io/v1", "Lease", "manx-system", NAME)?;
+    Some(lease["spec"]["holderIdentity"].as_str()?.to_owned())
+}
+
+#[test]
+fn the_network_is_available_only_once_nothing_is_missing_and_stays_so() {
+    let server = ApiServer::start().unwrap();
+    server.set(node("n1"));
+    let agent = Agent::start(&server, "n1");
+    // Its state is written, so that it had its chance.
+    until("a state", || server.get("manx.dev/v1alpha1", "BGPNodeState", "", "n1"));
+    assert_eq!(conditions(&server, "n1").len(), 1);
+    agent.is_now(|node| node.network_missing = None);
+    until("the condition", || {
+        let all = conditions(&server, "n1");
+        all.iter().find(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False").cloned()
+    });
+    assert_eq!(conditions(&server, "n1").len(), 2, "the kubelet's own conditions stay");
+}
+
+#[test]
+fn a_node_writes_its_state_and_events_on_its_transitions() {
+    let server = ApiServer::start().unwrap();
+    server.set(node("n1"));
+    let agent = Agent::start(&server, "n1");
+    let state = || server.get("manx.dev/v1alpha1", "BGPNodeState", "", "n1");
+    let first = until("a state", || state().filter(|s| !s["status"].is_null()));
+    let owner = &first["metadata"]["ownerReferences"][0];
+    let uid = server.get("v1", "Node", "", "n1").unwrap()["metadata"]["uid"].clone();
+    assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Node"), &uid));
+    let written = Instant::now();
+    agent.is_now(|node| {
+        node.asn = Some(65001);
+        node.peers = vec![peer("Established")];
+    });
+    let event = until("an Event", || server.all("v1", "Event").pop());
+    assert_eq!(
+        (&event["reason"], &event["involvedObject"]["name"]),
+        (&json!("SessionEstablished"), &json!("tor-a"))
+    );
+    let second = until("the next state", || state().filter(|s| s["status"]["asNumber"] == json!(65001)));
+    assert!(written.elapsed() > Duration::from_secs(5), "ten seconds lie between writes");
+    assert_eq!(second["status"]["establishedCount"], json!(1));
+    assert_eq!(second["status"]["peers"][0]["name"], json!("tor-a"));
+}
+
+#[test]
+fn one_of_two_agents_writes_cluster_wide_status_and_the_other_takes_over_when_it_goes() {
+    let server = ApiServer::start().unwrap();
+    for object in [node("n1"), node("n2"), bgp_peer("good", "192.0.2.1"), bgp_peer("bad", "nonsense")] {
+        server.set(object);
+    }
+    server.set(json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPNodeState", "metadata": {"name": "n9"},
+        "status": {"peers": [{"name": "good", "address": "192.0.2.1", "state": "Established", "flaps": 0}]}}));
+    let mut agents = vec![("n1", Agent::start(&server, "n1")), ("n2", Agent::start(&server, "n2"))];
+    let peer = |name: &str| server.get("manx.dev/v1alpha1", "BGPPeer", "", name).unwrap();
+    let accepted = |name: &str| peer(name)["status"]["conditions"][0]["status"].clone();
+    until("the verdicts", || (accepted("good") == "True" && accepted("bad") == "False").then_some(()));
+    assert_eq!(
+        (&peer("good")["status"]["nodes"], &peer("good")["status"]["established"]),
+        (&json!(1), &json!(1))
+    );
+    assert!(peer("bad")["status"]["conditions"][0]["message"].as_str().unwrap().contains("peerIP"));
+
+    // Nothing changes, so that nothing more is written, by either of them.
+    let patches = server.requests("PATCH", "/apis/manx.dev/v1alpha1/bgppeers");
+    let first = holder(&server).unwrap();
+    let renewed = server.requests("PUT", "/apis/coordination.k8s.io");
+    until("renewals", || (server.requests("PUT", "/apis/coordination.k8s.io") > renewed + 5).then_some(()));
+    assert_eq!(server.requests("PATCH", "/apis/manx.dev/v1alpha1/bgppeers"), patches);
+    assert_eq!(holder(&server), Some(first.clone()), "the holder stays");
+
+    // It dies without a word.
+    agents.retain(|(name, _)| *name != first);
+    until("another holder", || holder(&server).filter(|now| *now != first));
+    server.set(bgp_peer("late", "192.0.2.2"));
+    until("its verdict", || (accepted("late") == "True").then_some(()));
+    let lease = server.get("coordination.k8s.io/v1", "Lease", "manx-system", NAME).unwrap();
+    assert_eq!(lease["spec"]["leaseTransitions"], json!(1));
+}
+
+#[test]
+fn a_server_that_refuses_is_tried_again() {
+    let mut server = ApiServer::start().unwrap();
+    server.set(node("n1"));
+    server.refuse(6, 500, None);
+    let agent = Agent::start(&server, "n1");
+    agent.is_now(|node| node.network_missing = None);
+    server.stop();
+    server.come_back(None).unwrap();
+    until("the condition", || {
+        conditions(&server, "n1").into_iter().find(|c| c["type"] == "NetworkUnavailable")
+    });
+}
+
+/// The rights that manifests give are made from this table: what is used must stand in it.
+#[test]
+fn what_agents_write_stands_in_the_table() {
+    let server = ApiServer::start().unwrap();
+    for object in [node("n1"), bgp_peer("good", "192.0.2.1")] {
+        server.set(object);
+    }
+    let agent = Agent::start(&server, "n1");
+    agent.is_now(|node| {
+        node.network_missing = None;
+        node.peers = vec![peer("Connect")];
+    });
+    until("the lease", || holder(&server));
+    until("the verdict", || {
+        let peer = server.get("manx.dev/v1alpha1", "BGPPeer", "", "good").unwrap();
+        (!peer["status"]["conditions"].is_null()).then_some(())
+    });
+    until("the condition", || (conditions(&server, "n1").len() == 2).then_some(()));
+    agent.is_now(|node| node.peers = vec![peer("Established")]);
+    until("an Event", || server.all("v1", "Event").pop());
+    for (method, verb) in [("POST", "create"), ("PUT", "update"), ("PATCH", "patch")] {
+        for path in server.paths(method) {
+            let allowed = kube::kinds::WRITTEN.iter().any(|written| {
+                let (plural, sub) = written.resource.split_once('/').unwrap_or((written.resource, ""));
+                let group = if written.group.is_empty() {
+                    "/api/".to_owned()
+                } else {
+                    format!("/{}/", written.group)
+                };
+                path.contains(&group)
+                    && path.split('/').any(|part| part == plural)
+                    && path.ends_with("/status") == (sub == "status")
+                    && written.verbs.contains(&verb)
+            });
+            assert!(allowed, "{method} {path}");
+        }
+    }
+}
