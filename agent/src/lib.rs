@@ -21,6 +21,7 @@ pub mod config;
 pub mod crd;
 pub mod delta;
 pub mod desired;
+pub mod doctor;
 pub mod drained;
 pub mod drops;
 pub mod egress_nat;

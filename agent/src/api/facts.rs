@@ -29,6 +29,8 @@ pub struct Facts {
     pub router_id: Option<String>,
     /// Where we listen, and why it does not work.
     pub listeners: BTreeMap<SocketAddr, Option<String>>,
+    /// The InternalIPs of the Node object.
+    pub node_addresses: Vec<String>,
     /// What we originate.
     pub originated: Vec<String>,
     /// Configured peers.

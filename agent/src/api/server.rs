@@ -259,6 +259,7 @@ pub(super) async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStat
         asn: facts.asn,
         router_id: facts.router_id.clone(),
         listening: facts.listeners.iter().filter(|(_, f)| f.is_none()).map(|(a, _)| a.to_string()).collect(),
+        node_addresses: facts.node_addresses.clone(),
         originated: facts.originated.clone(),
         restarting: facts.restarting,
         errors: facts.bgp_problems.iter().cloned().chain(deaf).collect(),

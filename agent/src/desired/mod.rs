@@ -76,6 +76,8 @@ pub struct BgpIntent {
     pub listen: BTreeSet<SocketAddr>,
     /// The node's own addresses: prefixes that cover one of them are not let in by default.
     pub addresses: Vec<IpAddr>,
+    /// The InternalIPs of the Node object, whether the kernel has them or not.
+    pub node_addresses: Vec<IpAddr>,
     /// Names of required BGPPeers that have nobody to name at the moment.
     pub absent: Vec<String>,
     /// What is wrong with the objects that this came from.
@@ -216,6 +218,7 @@ impl Desired {
             drain_delay: self.bgp.drain.delay,
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
+            node_addresses: node.internal_ips.clone(),
             absent: orphans.iter().filter(|peer| peer.required).map(|peer| peer.name.clone()).collect(),
             problems: orphans.into_iter().map(no_gateway).collect(),
         }

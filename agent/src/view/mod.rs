@@ -5,6 +5,7 @@
 //! only: neither where the values come from nor how they are printed. No secret has a place in it.
 
 mod bgp;
+mod doctor;
 mod drain;
 mod drift;
 mod drops;
@@ -25,6 +26,7 @@ pub use bgp::{
     PeerList, PeerListKind, PeerRange, PeerRow, PeerSettings, Route, RouteExplanation, RouteExplanationKind,
     RouteList, RouteListKind, RouteLookup, RouteLookupKind,
 };
+pub use doctor::{Check, CheckResult, Doctor, DoctorKind};
 pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
 pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};
 pub use drops::{DropEvent, DropEventKind, DropList, DropListKind, DroppedPacket, Dropping, PacketEnd};

@@ -83,6 +83,9 @@ pub struct BgpStatus {
     pub required_down: Vec<String>,
     /// Prefixes in the Loc-RIB.
     pub prefixes: Option<u64>,
+    /// Addresses of the node by its Node object (InternalIP).
+    #[serde(default)]
+    pub node_addresses: Vec<String>,
     /// Prefixes of our own that we advertise.
     pub originated: Vec<String>,
     /// Whether the node is drained, or about to be.

@@ -3,6 +3,7 @@
 mod bgp;
 mod cleanup;
 mod cni;
+mod doctor;
 mod drain;
 mod drift;
 mod egress;

@@ -48,6 +48,10 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Whether the agent is healthy, and what is wrong if not.
     Status,
+    /// What breaks networks like this one on this node, each with what was observed and how to mend it.
+    ///
+    /// Looks at the host itself and changes nothing; works without an agent as well. Exits with 1 if anything is found.
+    Doctor(DoctorArgs),
     /// BGP peers of this node.
     Peers,
     /// One BGP peer.
@@ -185,6 +189,17 @@ pub(crate) enum Soft {
     Out,
     /// Both.
     Both,
+}
+
+/// Where the container runtime looks for networks.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Directory that the container runtime reads CNI configuration from.
+    #[arg(long, env = "MANX_CNI_CONF_DIR", default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Directory of the CNI plugin binaries.
+    #[arg(long, env = "MANX_CNI_BIN_DIR", default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub(crate) cni_bin_dir: PathBuf,
 }
 
 #[derive(Args, Debug)]

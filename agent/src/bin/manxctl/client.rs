@@ -73,6 +73,11 @@ impl Client {
         Client { run_dir: run_dir.to_owned() }
     }
 
+    /// The agent's run directory.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Gets a document.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,

@@ -269,6 +269,7 @@ fn healthy() -> Status {
             peers: Some(2),
             established: Some(2),
             prefixes: Some(6),
+            node_addresses: vec!["10.1.0.11".into()],
             originated: vec!["10.244.1.0/24".into()],
             ..Default::default()
         }),

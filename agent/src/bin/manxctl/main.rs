@@ -7,6 +7,7 @@
 mod cli;
 mod client;
 mod drops;
+mod doctor;
 mod events;
 #[cfg(test)]
 mod golden;
@@ -93,6 +94,7 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             printer.print(&status)
         }
         Command::Version => version(client, printer).await,
+        Command::Doctor(places) => printer.print(&doctor::examine(client, places).await),
         Command::Peers => printer.print(&client.get::<view::PeerList>(paths::PEERS, &[]).await?),
         Command::Peer { command } => ask_of_peer(client, command, printer).await,
         Command::Routes(args) if args.drift => {
