@@ -26,6 +26,7 @@ pub mod drained;
 pub mod drops;
 pub mod egress_nat;
 pub mod flows;
+pub mod foreign;
 pub mod health;
 pub mod kernel;
 pub mod leaks;

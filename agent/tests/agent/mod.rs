@@ -1,6 +1,7 @@
 //! One module for each side of the agent, and `world`, which they all stand on.
 
 mod bgp;
+mod bundle;
 mod cleanup;
 mod cni;
 mod doctor;

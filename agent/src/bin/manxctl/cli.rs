@@ -52,6 +52,16 @@ pub(crate) enum Command {
     ///
     /// Looks at the host itself and changes nothing; works without an agent as well. Exits with 1 if anything is found.
     Doctor(DoctorArgs),
+    /// Pack all that helps to understand this node into one file, without secrets.
+    ///
+    /// What the agent says (status, peers with their history, routes, policy, addresses), what doctor finds, the kernel's
+    /// addresses, routes, rules, sets and settings, the end of the log. What cannot be had is named in it; exits with 4 then.
+    Bundle {
+        /// The file, a .tar.gz; - is standard output. Named after node and time where it is not given.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        places: DoctorArgs,
+    },
     /// BGP peers of this node.
     Peers,
     /// One BGP peer.
@@ -300,6 +310,30 @@ pub(crate) enum ConfigCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Print what objects for another network mean in ours, and name what has no equal here.
+    ///
+    /// Reads what `kubectl get -o yaml` prints of Calico's BGPPeer, BGPConfiguration and BGPFilter, of Nodes with
+    /// kube-router's annotations, or of MetalLB's kinds. What cannot be said as it was meant is left out and named in a
+    /// comment; exits with 4 then.
+    Import {
+        /// Whose objects they are.
+        #[arg(value_enum)]
+        origin: ImportFrom,
+        /// Files with the objects; - is standard input.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Whose objects are imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportFrom {
+    /// projectcalico.org.
+    Calico,
+    /// Annotations of Nodes.
+    KubeRouter,
+    /// metallb.io.
+    Metallb,
 }
 
 impl Command {

@@ -15,7 +15,7 @@ pub(crate) async fn examine(client: &Client, args: &DoctorArgs) -> Doctor {
 }
 
 /// What is observed of it.
-async fn observe(client: &Client, args: &DoctorArgs) -> Snapshot {
+pub(crate) async fn observe(client: &Client, args: &DoctorArgs) -> Snapshot {
     let agent = client.get::<view::Status>(paths::STATUS, &[]).await.map_err(|failure| failure.to_string());
     let places = Places {
         run_dir: client.run_dir(),

@@ -1,17 +1,21 @@
 //! `manxctl`: asks the agent of this node what it does and why, over the sockets in its run directory.
 //!
 //! `cli` is the command tree, `client` speaks HTTP over a unix socket, `show` turns documents into tables, `text` into
-//! words, `history` and `why` tell of peers, `events` what happens, `drops` what was dropped, `output` chooses the format, `validate` checks manifests without an agent. Exit status: 0 yes or healthy,
-//! 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 5 no permission.
+//! words, `history` and `why` tell of peers, `events` what happens, `drops` what was dropped, `doctor` what is wrong with
+//! the host, `bundle` packs it all, `output` chooses the format; `validate` checks manifests and `import` translates other
+//! networks' without an agent. Exit status: 0 yes or healthy, 1 no (down, absent, wrong), 2 usage, 3 agent unreachable, 4 a
+//! part of the answer is missing, 5 no permission.
 #![forbid(unsafe_code)]
+mod bundle;
 mod cli;
 mod client;
-mod drops;
 mod doctor;
+mod drops;
 mod events;
 #[cfg(test)]
 mod golden;
 mod history;
+mod import;
 mod output;
 mod policy;
 mod show;
@@ -40,6 +44,9 @@ fn main() -> ExitCode {
         Command::Completion { shell } => return cli::completion(*shell),
         Command::Man => return cli::man(),
         Command::Config { command: ConfigCommand::Validate { files } } => validate::run(files, &printer),
+        Command::Config { command: ConfigCommand::Import { origin, files } } => {
+            import::run(*origin, files, &printer)
+        }
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -94,6 +101,7 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             printer.print(&status)
         }
         Command::Version => version(client, printer).await,
+        Command::Bundle { file, places } => bundle::pack(client, file.as_deref(), places, printer).await,
         Command::Doctor(places) => printer.print(&doctor::examine(client, places).await),
         Command::Peers => printer.print(&client.get::<view::PeerList>(paths::PEERS, &[]).await?),
         Command::Peer { command } => ask_of_peer(client, command, printer).await,
