@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use manx_policy::ir::{Member, SetKind};
@@ -58,6 +59,13 @@ mod attribute {
     pub(super) const IPV4: u16 = 1;
     pub(super) const IPV6: u16 = 2;
 }
+
+/// IPSET_ERR_BUSY: a rule or another set speaks of it.
+const IN_USE: i32 = 4100;
+/// Several times an RCU grace period, which is what the kernel needs to be through with a deleted rule.
+const RULES_GO: Duration = Duration::from_millis(300);
+/// How often to look meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(3);
 
 /// IPSET_FLAG_LIST_SETNAME: names only.
 const LIST_NAMES: u32 = 1 << 1;
@@ -147,14 +155,29 @@ impl Ipsets {
         self.change(command::DELETE, name, members)
     }
 
-    /// Destroys a set; one that is not there is no error.
+    /// Destroys a set; one that is not there is no error. A rule that has just been deleted holds its sets until the kernel
+    /// is through with it, which is waited for.
     ///
     /// # Errors
     /// A rule speaks of it still.
     pub fn destroy(&mut self, name: &str) -> Result<(), IpsetError> {
-        let mut batch = Batch::new();
-        message(&mut batch, command::DESTROY, 0, Some(name), |_| {});
-        self.exchange(&mut batch, || format!("destroying set {name}"), &[libc::ENOENT])
+        let deadline = Instant::now() + RULES_GO;
+        loop {
+            let mut batch = Batch::new();
+            message(&mut batch, command::DESTROY, 0, Some(name), |_| {});
+            let mut refused = None;
+            self.socket.exchange(&mut batch, |_, refusal| refused = Some(refusal))?;
+            match refused {
+                Some(refusal) if refusal.errno == IN_USE && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                Some(refusal) if refusal.errno != libc::ENOENT => {
+                    let what = format!("destroying set {name}");
+                    return Err(IpsetError::Refused { what, reason: reason(&refusal) });
+                }
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// The sets whose names begin with one of `prefixes`, with their members; others are not even read.
@@ -403,7 +426,7 @@ fn reason(refusal: &Refusal) -> String {
     match refusal.errno {
         4098 => "the kernel does not know this type of set".to_owned(),
         4099 => "the kernel's limit of sets is reached".to_owned(),
-        4100 => "a rule or another set still uses it".to_owned(),
+        IN_USE => "a rule or another set still uses it".to_owned(),
         4102 => "a set of this name has another type".to_owned(),
         4103 => "already there, or not there".to_owned(),
         4104 => "not a usable prefix length".to_owned(),

@@ -3,6 +3,8 @@
 //! Text in, text out: what the rules mean is the policy engine's business. Calls block and fork; the policy thread makes
 //! them.
 
+mod standing;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::Family;
+use standing::Standing;
 
 /// How long the programs wait for the xtables lock, in seconds, before they give up and we try again later.
 const LOCK_WAIT: &str = "10";
@@ -107,10 +110,18 @@ pub enum IptablesError {
 /// With the line that was refused.
 pub fn restore(backend: Backend, family: Family, text: &str) -> Result<(), IptablesError> {
     let program = backend.program(family, "restore");
-    let mut command = Command::new(&program);
+    counted(|| run(&program, &mut restoring(&program), Some(text)).map(drop))
+}
+
+fn restoring(program: &str) -> Command {
+    let mut command = Command::new(program);
     command.args(["--noflush", "--wait", LOCK_WAIT]);
+    command
+}
+
+fn counted<T>(change: impl FnOnce() -> T) -> T {
     BEGUN.fetch_add(1, Ordering::SeqCst);
-    let result = run(&program, &mut command, Some(text)).map(drop);
+    let result = change();
     ENDED.fetch_add(1, Ordering::SeqCst);
     result
 }
@@ -123,6 +134,57 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 pub fn writes() -> Option<u64> {
     let ended = ENDED.load(Ordering::SeqCst);
     (BEGUN.load(Ordering::SeqCst) == ended).then_some(ended)
+}
+
+/// Restores again and again: on nft with a program of each family that stays between changes. On legacy most of a change is
+/// the kernel's copying of whole tables, and the program holds a lock that others wait for: there it is started each time.
+#[derive(Debug)]
+pub struct Restorer {
+    backend: Backend,
+    standing: [Mutex<Option<Standing>>; 2],
+}
+
+impl Restorer {
+    /// Nothing runs before the first change.
+    pub fn new(backend: Backend) -> Self {
+        Restorer { backend, standing: Default::default() }
+    }
+
+    /// As [`restore`], in the network namespace of the thread that made the first change of this family.
+    ///
+    /// # Errors
+    /// As those of [`restore`].
+    pub fn restore(&self, family: Family, text: &str) -> Result<(), IptablesError> {
+        if self.backend == Backend::Legacy {
+            return restore(self.backend, family, text);
+        }
+        let slot = &self.standing[usize::from(family == Family::Ipv6)];
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = self.backend.program(family, "restore");
+        let running = match slot.take().and_then(Standing::alive) {
+            Some(running) => running,
+            None => match Standing::start(&mut restoring(&program)) {
+                Ok(started) => started,
+                Err(error) => {
+                    tracing::debug!(program, %error, "no program can stay: one is started for each change");
+                    return restore(self.backend, family, text);
+                }
+            },
+        };
+        remember_writer(running.id());
+        match counted(|| running.change(text)) {
+            Ok(running) => {
+                *slot = Some(running);
+                Ok(())
+            }
+            Err(ended) => {
+                let how = ended.status.map_or("it did not answer".to_owned(), |status| status.to_string());
+                Err(refusal(&program, ended.words, &how, |words| {
+                    refused_line(words, ended.lines_before, text)
+                }))
+            }
+        }
+    }
 }
 
 /// Processes that have lately changed rules for us.
@@ -228,25 +290,36 @@ fn run(program: &str, command: &mut Command, input: Option<&str>) -> Result<Outp
         return Ok(output);
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if words.contains("Permission denied") || words.contains("you must be root") {
-        return Err(IptablesError::Denied(program.to_owned()));
-    }
-    let line = input.and_then(|text| refused_line(&words, text));
-    let message = match line {
-        Some(line) => format!("{words}: {line}"),
-        None if words.is_empty() => format!("{}", output.status),
-        None => words,
-    };
-    Err(IptablesError::Refused { program: program.to_owned(), message })
+    let line_of = |words: &str| refused_line(words, 0, input?);
+    Err(refusal(program, words, &output.status.to_string(), line_of))
 }
 
-/// The line of input that an error of iptables-restore speaks of ("line 7 failed", "line: 7").
-fn refused_line<'a>(words: &str, input: &'a str) -> Option<&'a str> {
+/// What a program's last words mean; without any, how it ended.
+fn refusal<'a>(
+    program: &str,
+    words: String,
+    how: &str,
+    line_of: impl FnOnce(&str) -> Option<&'a str>,
+) -> IptablesError {
+    if words.contains("Permission denied") || words.contains("you must be root") {
+        return IptablesError::Denied(program.to_owned());
+    }
+    let message = match line_of(&words) {
+        Some(line) => format!("{words}: {line}"),
+        None if words.is_empty() => how.to_owned(),
+        None => words,
+    };
+    IptablesError::Refused { program: program.to_owned(), message }
+}
+
+/// The line of input that an error of iptables-restore speaks of ("line 7 failed", "line: 7"); it counts those of earlier
+/// input as well.
+fn refused_line<'a>(words: &str, lines_before: usize, input: &'a str) -> Option<&'a str> {
     let after = &words[words.find("line")? + 4..];
     let digits: String =
         after.trim_start_matches([':', ' ']).chars().take_while(char::is_ascii_digit).collect();
     let number: usize = digits.parse().ok()?;
-    input.lines().nth(number.checked_sub(1)?)
+    input.lines().nth(number.checked_sub(lines_before + 1)?)
 }
 
 #[cfg(test)]
@@ -256,12 +329,14 @@ mod tests {
     #[test]
     fn a_refusal_shows_the_line_it_speaks_of() {
         let input = "*filter\n-A NOWHERE -j ACCEPT\nCOMMIT\n";
-        assert_eq!(refused_line("iptables-restore: line 2 failed", input), Some("-A NOWHERE -j ACCEPT"));
+        assert_eq!(refused_line("iptables-restore: line 2 failed", 0, input), Some("-A NOWHERE -j ACCEPT"));
         assert_eq!(
-            refused_line("iptables-restore v1.8.9 (nf_tables): \nline 3: X failed", input),
+            refused_line("iptables-restore v1.8.9 (nf_tables): \nline 3: X failed", 0, input),
             Some("COMMIT")
         );
-        assert_eq!(refused_line("Another app is currently holding the xtables lock", input), None);
+        assert_eq!(refused_line("line 12 failed", 10, input), Some("-A NOWHERE -j ACCEPT"));
+        assert_eq!(refused_line("line 10 failed", 10, input), None);
+        assert_eq!(refused_line("Another app is currently holding the xtables lock", 0, input), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use manx_policy::render;
 use super::Family;
 use super::egress_nat;
 use super::ipset::{IpsetError, Ipsets};
-use super::iptables::{self, Backend, IptablesError};
+use super::iptables::{self, Backend, IptablesError, Restorer};
 
 /// A chain to which nothing leads.
 const PROBE: &str = "MANX-PROBE";
@@ -22,6 +22,7 @@ const SET_PREFIXES: [&str; 2] = ["manx4-", "manx6-"];
 #[derive(Debug)]
 pub struct PolicyKernel {
     backend: Backend,
+    restorer: Restorer,
     sets: Ipsets,
 }
 
@@ -46,7 +47,7 @@ impl PolicyKernel {
             Some(backend) => backend,
             None => Backend::detect()?,
         };
-        let mut kernel = PolicyKernel { backend, sets: Ipsets::open()? };
+        let mut kernel = PolicyKernel { backend, restorer: Restorer::new(backend), sets: Ipsets::open()? };
         kernel.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })?;
         Ok(kernel)
     }
@@ -149,7 +150,7 @@ impl PolicyKernel {
 
     /// The restore that each family has come to, at the same time.
     fn execute_restores(&self, plan: &Plan, queues: &mut [Vec<usize>], results: &mut [StepResult]) {
-        let backend = self.backend;
+        let restorer = &self.restorer;
         let heads: Vec<Option<usize>> = queues.iter().map(|q| q.first().copied()).collect();
         let outcomes: Vec<_> = thread::scope(|scope| {
             let running: Vec<_> = heads
@@ -157,7 +158,7 @@ impl PolicyKernel {
                 .map(|head| match head.map(|i| &plan.steps[i]) {
                     Some(Step::Restore { family, text }) => {
                         let family = Family::from(*family);
-                        Some(scope.spawn(move || iptables::restore(backend, family, text)))
+                        Some(scope.spawn(move || restorer.restore(family, text)))
                     }
                     _ => None,
                 })

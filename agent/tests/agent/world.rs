@@ -697,9 +697,13 @@ impl Gate {
             let real = ["/usr/sbin", "/sbin", "/usr/bin"].map(|d| Path::new(d).join(tool));
             let real = real.iter().find(|p| p.exists()).expect("iptables is installed");
             let here = dir.path().display();
+            // The program may stay for many changes: each of their tables has to pass.
             let script = format!(
-                "#!/bin/sh\n[ -e {here}/broken ] && {{ echo 'the gate is broken' >&2; exit 1; }}\n\
-                 : > {here}/knocked\nwhile [ -e {here}/shut ]; do sleep 0.02; done\nexec {} \"$@\"\n",
+                "#!/bin/bash\nexec {} \"$@\" < <(while IFS= read -r line; do\n\
+                 if [[ $line == '*'* ]]; then\n\
+                 [ -e {here}/broken ] && {{ echo 'the gate is broken' >&2; echo '*broken'; exit; }}\n\
+                 : > {here}/knocked; while [ -e {here}/shut ]; do sleep 0.02; done\n\
+                 fi\nprintf '%s\\n' \"$line\"\ndone)\n",
                 real.display()
             );
             fs::write(dir.path().join(tool), script).unwrap();

@@ -1,7 +1,7 @@
 //! The iptables programs.
 
 use manx_agent::kernel::Family;
-use manx_agent::kernel::iptables::{Backend, legacy_tables, restore, save};
+use manx_agent::kernel::iptables::{Backend, Restorer, is_own_writer, legacy_tables, restore, save};
 
 use crate::netns::{in_namespace, run};
 
@@ -60,6 +60,89 @@ fn a_refused_restore_names_the_line_and_changes_nothing() {
             assert!(error.contains("manx4-none"), "{error}");
             assert_eq!(rules(&format!("iptables-{backend}-save")), before);
         }
+    });
+}
+
+#[test]
+fn a_restorer_changes_rules_as_often_as_asked_whatever_others_do_between() {
+    in_namespace(|| {
+        for backend in Backend::BOTH {
+            let restorer = Restorer::new(backend);
+            let save = format!("iptables-{backend}-save");
+            for round in 0..20 {
+                let text = format!("*raw\n:MANX-R{round} - [0:0]\nCOMMIT\n{OURS}");
+                restorer.restore(Family::Ipv4, &text).unwrap();
+                assert_eq!(rules(&save), ["-A MANX-A -s 192.0.2.0/24 -j DROP"], "the table is there at once");
+                restorer.restore(Family::Ipv6, "*filter\n:MANX-6 - [0:0]\nCOMMIT\n").unwrap();
+                // A stranger removes all, and with it what the last change left.
+                for table in ["filter", "raw"] {
+                    run(&format!("iptables-{backend}"), &["-t", table, "-F"]);
+                    run(&format!("iptables-{backend}"), &["-t", table, "-X"]);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_restorer_names_the_refused_line_of_a_later_change_and_goes_on() {
+    in_namespace(|| {
+        for backend in Backend::BOTH {
+            let restorer = Restorer::new(backend);
+            let restore = |text: &str| restorer.restore(Family::Ipv4, text);
+            restore(OURS).unwrap();
+            restore(OURS).unwrap();
+            let error = restore("*filter\n-A MANX-A -j DROP\n-A MANX-NONE -j DROP\nCOMMIT\n").unwrap_err();
+            assert!(error.to_string().ends_with(": -A MANX-NONE -j DROP"), "{error}");
+            let save = format!("iptables-{backend}-save");
+            assert_eq!(rules(&save), ["-A MANX-A -s 192.0.2.0/24 -j DROP"], "all of a table or nothing");
+            restore("*filter\n:MANX-B - [0:0]\n-A MANX-B -j DROP\nCOMMIT\n").unwrap();
+            assert!(rules(&save).contains(&"-A MANX-B -j DROP".to_owned()));
+        }
+    });
+}
+
+/// More than pipe and terminal hold at once.
+#[test]
+fn a_change_may_be_of_any_size() {
+    in_namespace(|| {
+        let restorer = Restorer::new(Backend::Nft);
+        let mut text = "*filter\n:MANX-A - [0:0]\n".to_owned();
+        for i in 0..5000 {
+            text += &format!(
+                "-A MANX-A -s 10.1.{}.{}/32 -m comment --comment \"number {i}\" -j DROP\n",
+                i / 250,
+                i % 250
+            );
+        }
+        restorer.restore(Family::Ipv4, &(text + "COMMIT\n")).unwrap();
+        assert_eq!(rules("iptables-nft-save").len(), 5000);
+    });
+}
+
+#[test]
+fn a_program_that_somebody_ended_is_replaced() {
+    in_namespace(|| {
+        let restorer = Restorer::new(Backend::Nft);
+        let programs = || -> Vec<u32> {
+            let processes =
+                std::fs::read_dir("/proc").unwrap().filter_map(|p| p.ok()?.file_name().into_string().ok());
+            processes.filter_map(|p| p.parse().ok()).filter(|pid| is_own_writer(*pid)).collect()
+        };
+        let before = programs();
+        restorer.restore(Family::Ipv4, OURS).unwrap();
+        let program: Vec<_> = programs().into_iter().filter(|pid| !before.contains(pid)).collect();
+        let [program] = program[..] else { panic!("one program stays: {program:?}") };
+        let pid = nix::unistd::Pid::from_raw(program.try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        // Its parent has not looked yet; /proc shows it as a zombie once it is gone.
+        let stat = || std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap_or_default();
+        while !(stat().is_empty() || stat().contains(") Z ")) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        restorer.restore(Family::Ipv4, "*filter\n:MANX-B - [0:0]\n-A MANX-B -j DROP\nCOMMIT\n").unwrap();
+        assert_eq!(rules("iptables-nft-save").len(), 2);
+        assert!(!programs().contains(&program), "nothing is left of it");
     });
 }
 
