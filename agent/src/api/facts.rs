@@ -33,6 +33,8 @@ pub struct Facts {
     pub node_addresses: Vec<String>,
     /// What we originate.
     pub originated: Vec<String>,
+    /// Service addresses that we advertise.
+    pub services: Vec<String>,
     /// Configured peers.
     pub peers: BTreeMap<String, PeerInfo>,
     /// What the peers of a range are, by name of the range.

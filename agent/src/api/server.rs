@@ -261,6 +261,7 @@ pub(super) async fn bgp_status(api: &Api, facts: &Facts) -> Result<view::BgpStat
         listening: facts.listeners.iter().filter(|(_, f)| f.is_none()).map(|(a, _)| a.to_string()).collect(),
         node_addresses: facts.node_addresses.clone(),
         originated: facts.originated.clone(),
+        services: facts.services.clone(),
         restarting: facts.restarting,
         errors: facts.bgp_problems.iter().cloned().chain(deaf).collect(),
         ..Default::default()

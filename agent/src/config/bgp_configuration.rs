@@ -193,7 +193,7 @@ impl BgpConfiguration {
         let raw = spec.service_advertisement.unwrap_or_default();
         let mut ranges = |field: &str, list: Option<Vec<String>>| {
             let path = format!("spec.serviceAdvertisement.{field}");
-            issues.each(&path, &list.unwrap_or_default(), |p| values::prefix(p))
+            issues.each(&path, &list.unwrap_or_default(), |p| service_range(p))
         };
         let service_advertisement = ServiceAdvertisement {
             cluster: ranges("clusterIPs", raw.cluster),
@@ -210,17 +210,22 @@ impl BgpConfiguration {
             service_advertisement,
         })
     }
+}
 
-    /// What it says and this version does not do.
-    pub fn unsupported(&self) -> Vec<Issue> {
-        let mut issues = Vec::new();
-        if self.service_advertisement != ServiceAdvertisement::default() {
-            issues.push(Issue {
-                path: "spec.serviceAdvertisement".to_owned(),
-                reason: "this version does not advertise Service addresses".to_owned(),
-            });
+impl ServiceAdvertisement {
+    /// The ranges of every kind.
+    pub fn all(&self) -> impl Iterator<Item = Prefix> {
+        [&self.cluster, &self.external, &self.load_balancer].into_iter().flatten().copied()
+    }
+}
+
+/// What a range has and no Service is dropped, so that it cannot be everything.
+fn service_range(text: &str) -> Result<Prefix, String> {
+    match values::prefix(text)? {
+        range if range.len() == 0 => {
+            Err(format!("{text}: must be a range of Service addresses, not all there are"))
         }
-        issues
+        range => Ok(range),
     }
 }
 
@@ -288,6 +293,7 @@ mod tests {
     #[case(json!({"drain": {"mode": "Abrupt"}}), "spec.drain.mode")]
     #[case(json!({"serviceAdvertisement": {"externalIPs": ["10.0.0.0/8", "10.0.0.1/8"]}}),
            "spec.serviceAdvertisement.externalIPs[1]")]
+    #[case(json!({"serviceAdvertisement": {"clusterIPs": ["0.0.0.0/0"]}}), "spec.serviceAdvertisement.clusterIPs[0]")]
     fn what_is_wrong_is_named_by_its_path(#[case] spec: serde_json::Value, #[case] path: &str) {
         let issues = validate(spec).unwrap_err();
         assert_eq!(issues.iter().map(|i| i.path.as_str()).collect::<Vec<_>>(), [path]);
@@ -304,12 +310,5 @@ mod tests {
         let config = validate(json!({"gracefulRestart": {"longLivedTime": "24h"}})).unwrap();
         let long = config.graceful_restart.unwrap().long_lived_time;
         assert_eq!(long, Some(Duration::from_secs(86400)));
-    }
-
-    #[test]
-    fn what_is_read_but_not_done_is_named() {
-        let config = validate(json!({"serviceAdvertisement": {"clusterIPs": ["10.96.0.0/12"]}})).unwrap();
-        assert_eq!(config.unsupported()[0].path, "spec.serviceAdvertisement");
-        assert_eq!(BgpConfiguration::default().unsupported(), []);
     }
 }

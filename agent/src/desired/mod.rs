@@ -16,6 +16,7 @@ mod gateways;
 mod peers;
 pub mod policy;
 mod selection;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -55,6 +56,7 @@ pub struct Desired {
     attached: BTreeSet<IpAddr>,
     /// Routers that default routes of this node lead to.
     gateways: BTreeSet<Gateway>,
+    services: services::Services,
 }
 
 /// What the speaker should be and do.
@@ -70,6 +72,11 @@ pub struct BgpIntent {
     pub objects: Vec<PeerObject>,
     /// Prefixes that this node originates, each backed by a blackhole route.
     pub originate: BTreeSet<Prefix>,
+    /// Service addresses that this node takes traffic for. No route backs them: what of them exists is translated before a
+    /// route is looked for, and a blackhole would keep the node itself from connecting to them.
+    pub services: BTreeSet<Prefix>,
+    /// Service ranges: what comes for an address in them and is not translated has nowhere to go.
+    pub service_ranges: BTreeSet<Prefix>,
     /// How long peers have to find other ways when the node is drained.
     pub drain_delay: Duration,
     /// Where to listen.
@@ -151,6 +158,7 @@ impl Desired {
             network: NetworkConfiguration::default(),
             attached: BTreeSet::new(),
             gateways: BTreeSet::new(),
+            services: services::Services::default(),
         }
     }
 
@@ -166,6 +174,8 @@ impl Desired {
             Object::BgpFilter(o) if self.filters.get(&o.name).is_some_and(|have| **have == o.filter) => {}
             Object::BgpFilter(o) => drop(self.filters.insert(o.name.clone(), Arc::new(o.filter.clone()))),
             Object::BgpConfiguration(o) => self.bgp = o.clone(),
+            Object::Service(o) => self.services.set_service(o),
+            Object::EndpointSlice(o) => self.services.set_slice(&self.node_name, o),
             Object::NetworkConfiguration(o) => self.network = o.clone(),
             _ => {}
         }
@@ -179,6 +189,8 @@ impl Desired {
             Kind::BgpPeer => drop(self.peers.remove(&key.name)),
             Kind::BgpFilter => drop(self.filters.remove(&key.name)),
             Kind::BgpConfiguration => self.bgp = BgpConfiguration::default(),
+            Kind::Service => self.services.remove_service(&key.namespace, &key.name),
+            Kind::EndpointSlice => self.services.remove_slice(&key.namespace, &key.name),
             Kind::NetworkConfiguration => self.network = NetworkConfiguration::default(),
             _ => {}
         }
@@ -215,6 +227,8 @@ impl Desired {
             ranges: peers::ranges(self, node),
             objects: selection::objects(self, node),
             originate: self.originated(node),
+            services: self.services.advertised(&self.bgp.service_advertisement, node),
+            service_ranges: self.bgp.service_advertisement.all().collect(),
             drain_delay: self.bgp.drain.delay,
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),

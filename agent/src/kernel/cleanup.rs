@@ -54,6 +54,7 @@ pub fn remove() -> Vec<Removal> {
         }
     }
     done.extend(remove_sets());
+    done.extend(super::service_guard::set(&BTreeSet::new()).err().map(|e| Err(e.to_string())));
     match Netlink::route() {
         Ok(mut socket) => {
             for family in Family::BOTH {

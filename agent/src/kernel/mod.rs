@@ -30,6 +30,7 @@ pub mod netstat;
 pub mod nflog;
 pub mod nft_watch;
 pub mod policy;
+pub mod service_guard;
 pub mod sysctl;
 
 /// An address family of the kernel's tables.

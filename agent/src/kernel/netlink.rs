@@ -357,7 +357,7 @@ impl Netlink {
     }
 
     /// Sends one dump request and hands over each answer. Returns false when the table changed meanwhile and the
-    /// answers may be torn.
+    /// answers may be torn. A table that is not there is empty: a host without any route has none.
     pub fn dump(
         &mut self,
         request: &mut Batch,
@@ -379,16 +379,16 @@ impl Netlink {
                 match header.kind {
                     NLMSG_DONE => {
                         // The payload of DONE is the dump's own return value.
-                        return match refusal(header, payload) {
+                        return match refusal(header, payload).filter(|r| r.errno != libc::ENOENT) {
                             None => Ok(consistent),
                             Some(refusal) => Err(NetlinkError::Refused { what: what(), refusal }),
                         };
                     }
                     NLMSG_ERROR => {
-                        if let Some(refusal) = refusal(header, payload) {
-                            return Err(NetlinkError::Refused { what: what(), refusal });
-                        }
-                        return Ok(consistent);
+                        return match refusal(header, payload).filter(|r| r.errno != libc::ENOENT) {
+                            None => Ok(consistent),
+                            Some(refusal) => Err(NetlinkError::Refused { what: what(), refusal }),
+                        };
                     }
                     kind => each(kind, payload),
                 }

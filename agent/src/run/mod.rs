@@ -14,12 +14,14 @@ mod report;
 mod speaker;
 mod start;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use manx_bgp::net::{self, BgpHandle};
 use manx_bgp::speaker::NextHopState;
+use manx_bgp::types::Prefix;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -119,6 +121,8 @@ struct Loop {
     gateways: Gateways,
     /// What the speaker was told last.
     told: BgpIntent,
+    /// The Service ranges that are guarded, and since when nobody has looked whether they are.
+    guarded: Option<(BTreeSet<Prefix>, Instant)>,
     /// What the plugin was told last.
     node: Option<NodeIntent>,
 }
@@ -267,6 +271,9 @@ impl Loop {
         if self.cni.as_ref().is_some_and(|cni| !cni.is_written()) {
             self.node = None;
             self.tell_plugin();
+        }
+        if self.in_sync && self.options.enabled(Feature::Bgp) {
+            self.guard_services(now);
         }
         if self.gateways.lingering() {
             self.reconcile().await?;

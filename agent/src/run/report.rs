@@ -33,6 +33,7 @@ impl Loop {
             f.router_id = intent.speaker.as_ref().map(|s| s.router_id.to_string());
             f.node_addresses = intent.node_addresses.iter().map(ToString::to_string).collect();
             f.originated = intent.originate.iter().map(ToString::to_string).collect();
+            f.services = intent.services.iter().map(ToString::to_string).collect();
             f.peers = intent.peers.iter().map(|(name, peer)| (name.clone(), peer.info.clone())).collect();
             f.ranges = intent.ranges.iter().map(|(name, range)| (name.clone(), range.info.clone())).collect();
             f.drain_delay = intent.drain_delay;

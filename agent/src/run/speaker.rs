@@ -12,10 +12,12 @@ use crate::api::facts::epoch_now;
 use crate::config::GracefulRestart;
 use crate::delta::{Change, changes};
 use crate::desired::{BgpIntent, Gateway, SpeakerIntent};
-use crate::kernel::Family;
+use crate::kernel::{Family, service_guard};
 
 /// Without graceful restart nobody says when a predecessor's routes are stale: then they go after so long.
 const SWEEP_WITHOUT_RESTART: Duration = Duration::from_secs(120);
+/// How often to look whether the rules that guard Service ranges are still there.
+const GUARD_AUDIT: Duration = Duration::from_secs(30);
 
 impl Loop {
     /// Brings the speaker from what it was told to what it should be.
@@ -41,6 +43,7 @@ impl Loop {
             fib.set(self.routes.originate(&intent.originate));
         }
         let told = std::mem::replace(&mut self.told, intent.clone());
+        self.guard_services(Instant::now());
         let Some(speaker) = &intent.speaker else {
             // Its Node object is gone: what the speaker says cannot be right any more.
             self.tell_speaker(move |speaker, now| difference(speaker, now, &told, &BgpIntent::default()));
@@ -60,6 +63,19 @@ impl Loop {
             difference(speaker, now, &told, &intent);
         });
         Ok(())
+    }
+
+    /// Before a range is advertised, and again now and then, since anybody may change rules.
+    pub(super) fn guard_services(&mut self, now: Instant) {
+        let ranges = &self.told.service_ranges;
+        let fresh = |(guarded, at): &(_, Instant)| guarded == ranges && now < *at + GUARD_AUDIT;
+        if self.fib.is_none() || self.guarded.as_ref().is_some_and(fresh) {
+            return;
+        }
+        if let Err(error) = service_guard::set(ranges) {
+            tracing::warn!(%error, "packets for addresses that no Service has may go in circles");
+        }
+        self.guarded = Some((ranges.clone(), now));
     }
 
     /// The speaker starts with all that it should know, so that its first OPEN and its first UPDATE are right.
@@ -122,7 +138,8 @@ fn difference(speaker: &mut Speaker, now: Instant, told: &BgpIntent, intent: &Bg
     if told.addresses != intent.addresses {
         speaker.set_local_addresses(now, intent.addresses.clone());
     }
-    for prefix in intent.originate.difference(&told.originate) {
+    let [before, after] = [told, intent].map(|of| &of.originate | &of.services);
+    for prefix in after.difference(&before) {
         speaker.originate(now, LocalRoute::new(*prefix));
     }
     for change in changes(&told.peers, &intent.peers) {
@@ -137,7 +154,7 @@ fn difference(speaker: &mut Speaker, now: Instant, told: &BgpIntent, intent: &Bg
             Change::Remove(name) => speaker.remove_range(now, name),
         }
     }
-    for prefix in told.originate.difference(&intent.originate) {
+    for prefix in before.difference(&after) {
         speaker.withdraw(now, *prefix);
     }
 }

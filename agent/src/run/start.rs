@@ -171,6 +171,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         next_hops: NextHops::default(),
         gateways: Gateways::default(),
         told: BgpIntent::default(),
+        guarded: None,
         node: None,
     };
     Ok((agent, inbox))

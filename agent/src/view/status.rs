@@ -88,6 +88,8 @@ pub struct BgpStatus {
     pub node_addresses: Vec<String>,
     /// Prefixes of our own that we advertise.
     pub originated: Vec<String>,
+    /// Prefixes of Services that this node advertises.
+    pub services: Vec<String>,
     /// Whether the node is drained, or about to be.
     pub drain: DrainPhase,
     /// A graceful restart of our own is going on: old routes are not swept yet.

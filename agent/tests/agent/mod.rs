@@ -14,6 +14,7 @@ mod link;
 mod logless;
 mod monitoring;
 mod orders;
+mod services;
 mod source;
 mod start;
 mod views;

@@ -21,7 +21,6 @@ fn wait_for(events: &mut Receiver<LinkEvent>, expected: LinkEvent) {
     eventually(&format!("{expected:?}"), || events.try_recv() == Ok(expected));
 }
 
-/// No route has ever been in it: the main table does not exist yet.
 #[test]
 fn a_namespace_where_nothing_is_can_be_followed() {
     in_namespace(|| {
@@ -30,6 +29,17 @@ fn a_namespace_where_nothing_is_can_be_followed() {
         assert_eq!(links.lookup(address("192.0.2.1")).unwrap(), None);
         assert_eq!(links.names(), ["lo"]);
     });
+}
+
+/// The main table is made with its first route; a host whose network is not configured yet has none.
+#[test]
+fn a_namespace_without_a_routing_table_can_be_followed() {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let (links, _events) = Links::spawn().unwrap();
+        assert_eq!(links.egress(address("192.0.2.1")), None);
+    });
+    thread.join().unwrap();
 }
 
 #[test]

@@ -271,6 +271,7 @@ fn healthy() -> Status {
             prefixes: Some(6),
             node_addresses: vec!["10.1.0.11".into()],
             originated: vec!["10.244.1.0/24".into()],
+            services: vec!["10.96.0.0/12".into()],
             ..Default::default()
         }),
         policy: Some(PolicyStatus {

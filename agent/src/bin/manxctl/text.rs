@@ -30,13 +30,14 @@ impl Show for Status {
                     (DrainPhase::Serving, false) => "",
                 };
                 page.line("bgp", format!(
-                    "AS {}, router id {}: {} of {} peers Established, {} prefixes, {} of our own{restarting}",
+                    "AS {}, router id {}: {} of {} peers Established, {} prefixes, {} of our own, {} of Services{restarting}",
                     known(bgp.asn.as_ref()),
                     known(bgp.router_id.as_ref()),
                     known(bgp.established.as_ref()),
                     known(bgp.peers.as_ref()),
                     known(bgp.prefixes.as_ref()),
-                    bgp.originated.len()
+                    bgp.originated.len(),
+                    bgp.services.len(),
                 ));
             }
         }

@@ -13,7 +13,7 @@ use crate::source::tree::Tree;
 pub(super) fn read(tree: &Tree, version: &str, kind: &str) -> Outcome {
     let result = match (version, kind) {
         (config::VERSION, "BGPConfiguration") => singleton(tree, |spec| {
-            BgpConfiguration::validate(spec).map(|o| (o.unsupported(), Object::BgpConfiguration(o)))
+            BgpConfiguration::validate(spec).map(|o| (Vec::new(), Object::BgpConfiguration(o)))
         }),
         (config::VERSION, "NetworkConfiguration") => singleton(tree, |spec| {
             NetworkConfiguration::validate(spec).map(|o| (Vec::new(), Object::NetworkConfiguration(o)))
