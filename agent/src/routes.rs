@@ -18,6 +18,8 @@ use crate::kernel::link::{Egress, LinksHandle};
 #[derive(Debug, Default)]
 pub struct NextHops {
     tracked: BTreeMap<FibNextHop, Option<Egress>>,
+    /// Neighbours that do not answer BFD any more, watched or not: no packet is handed to them, whatever routes say.
+    dead: BTreeSet<FibNextHop>,
 }
 
 /// A next hop about which there is news.
@@ -38,6 +40,18 @@ impl NextHops {
         state(egress)
     }
 
+    /// Where packets for a next hop leave in fact, given where the kernel would send them.
+    pub fn way(&self, hop: FibNextHop, egress: Option<Egress>) -> Option<Egress> {
+        egress.filter(|_| !self.dead.contains(&hop))
+    }
+
+    /// BFD's word on a neighbour. Where packets for it leave now, if it is watched as a next hop and that is news.
+    pub fn set_alive(&mut self, hop: FibNextHop, alive: bool) -> Option<Option<Egress>> {
+        let changed = if alive { self.dead.remove(&hop) } else { self.dead.insert(hop) };
+        let egress = *self.tracked.get(&hop).filter(|_| changed)?;
+        Some(self.way(hop, egress))
+    }
+
     /// No route uses it any more.
     pub fn untrack(&mut self, hop: FibNextHop) {
         self.tracked.remove(&hop);
@@ -49,7 +63,8 @@ impl NextHops {
         for (&hop, known) in &mut self.tracked {
             let egress = resolve(hop);
             if egress != *known {
-                moved.push(Moved { hop, state: state(egress), egress });
+                let way = egress.filter(|_| !self.dead.contains(&hop));
+                moved.push(Moved { hop, state: state(egress), egress: way });
                 *known = egress;
             }
         }
@@ -178,6 +193,22 @@ mod tests {
             moved.iter().map(|m| (m.hop, m.state)).collect::<Vec<_>>(),
             [(on(3), NextHopState::Unreachable)]
         );
+    }
+
+    #[test]
+    fn nothing_is_handed_to_a_neighbour_that_does_not_answer_bfd_whatever_routes_say() {
+        let mut hops = NextHops::default();
+        hops.track(ip("10.1.0.1"), egress("10.1.0.1", 3));
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(None));
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), None, "no news");
+        let moved = hops.refresh(|_| egress("10.1.0.1", 4));
+        assert_eq!(moved[0].egress, None);
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), true), Some(egress("10.1.0.1", 4)));
+        // It may be dead before anybody asks for it.
+        assert_eq!(hops.set_alive(ip("10.1.0.9"), false), None);
+        hops.track(ip("10.1.0.9"), egress("10.1.0.9", 3));
+        assert_eq!(hops.way(ip("10.1.0.9"), egress("10.1.0.9", 3)), None);
+        assert_eq!(hops.set_alive(ip("10.1.0.9"), true), Some(egress("10.1.0.9", 3)));
     }
 
     #[test]

@@ -274,10 +274,10 @@ impl FibHandle {
         }
     }
 
-    /// Says where packets for a next hop leave; `None`: nowhere. All routes that name it follow at once: it is one message
+    /// Says where packets for next hops leave; `None`: nowhere. All routes that name one follow at once: it is one message
     /// to the kernel, and one for each distinct set of next hops that it is in.
-    pub fn resolve(&self, hop: NextHop, neighbor: Option<Neighbor>) {
-        self.tell(|books| books.table.resolve(hop, neighbor));
+    pub fn resolve(&self, hops: impl IntoIterator<Item = (NextHop, Option<Neighbor>)>) {
+        self.tell(|books| books.table.resolve(hops));
     }
 
     /// The next hop is not resolved any more by anybody. One that names its link stands for itself again.

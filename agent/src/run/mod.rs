@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use manx_bgp::net::{self, BgpHandle};
-use manx_bgp::speaker::NextHopState;
+use manx_bgp::speaker::{FibNextHop, NextHopState};
 use manx_bgp::types::Prefix;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -82,6 +82,8 @@ enum Event {
     Source(Vec<Update>),
     /// The speaker has news.
     Bgp(net::Event),
+    /// BFD has found the way to a neighbour dead, or alive again.
+    Path(net::Path),
     /// Links, addresses or other owners' routes changed.
     Link(LinkEvent),
     /// Pods of this node hold these addresses now.
@@ -136,6 +138,10 @@ impl Loop {
             }
             Event::Bgp(event) => {
                 self.on_bgp(event);
+                Ok(())
+            }
+            Event::Path(path) => {
+                self.on_path(path);
                 Ok(())
             }
             Event::Link(event) => {
@@ -200,20 +206,7 @@ impl Loop {
                     fib.set(self.routes.learned(changes));
                 }
             }
-            net::Event::TrackNextHop(hop) => {
-                let egress = routes::egress(&self.links, hop);
-                let state = self.next_hops.track(hop, egress);
-                if let Some(fib) = &self.fib {
-                    fib.resolve(hop.into(), egress.map(Into::into));
-                }
-                self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, hop, state));
-            }
-            net::Event::UntrackNextHop(hop) => {
-                self.next_hops.untrack(hop);
-                if let Some(fib) = &self.fib {
-                    fib.forget(hop.into());
-                }
-            }
+            net::Event::NextHops(hops) => self.on_next_hops(&hops),
             net::Event::RestartComplete(family) => {
                 tracing::info!(%family, "graceful restart is over, stale routes go");
                 if let Some(fib) = &self.fib {
@@ -232,18 +225,53 @@ impl Loop {
         }
     }
 
+    /// Next hops that the speaker wants watched, or no more.
+    fn on_next_hops(&mut self, hops: &[(FibNextHop, bool)]) {
+        let (mut resolved, mut states) = (Vec::new(), Vec::new());
+        for (hop, watch) in hops.iter().copied() {
+            if watch {
+                let egress = routes::egress(&self.links, hop);
+                states.push((hop, self.next_hops.track(hop, egress)));
+                resolved.push((hop.into(), self.next_hops.way(hop, egress).map(Into::into)));
+            } else {
+                self.next_hops.untrack(hop);
+                if let Some(fib) = &self.fib {
+                    fib.forget(hop.into());
+                }
+            }
+        }
+        if let Some(fib) = &self.fib {
+            fib.resolve(resolved);
+        }
+        self.tell_speaker(move |speaker, now| {
+            states.into_iter().for_each(|(hop, state)| speaker.set_next_hop(now, hop, state));
+        });
+    }
+
+    /// All routes that lead to a neighbour turn at once; what else follows is the speaker's, and takes as long as there are
+    /// routes to decide on.
+    fn on_path(&mut self, path: net::Path) {
+        let hop = path.neighbor;
+        let way = self.next_hops.set_alive(hop, path.alive);
+        if let (Some(way), Some(fib)) = (way, &self.fib) {
+            tracing::info!(next_hop = %hop.gateway, alive = path.alive, "BFD: next hop changed");
+            fib.resolve([(hop.into(), way.map(Into::into))]);
+        }
+    }
+
     fn on_link(&mut self, event: LinkEvent) {
         if let LinkEvent::LinkDown(ifindex) = event {
             // Directly connected external peers fall over at once instead of after the hold time.
             self.tell_speaker(move |speaker, now| speaker.link_down(now, ifindex));
         }
         let links = self.links.clone();
-        for moved in self.next_hops.refresh(|hop| routes::egress(&links, hop)) {
+        let moved = self.next_hops.refresh(|hop| routes::egress(&links, hop));
+        // The kernel first: all routes that lead there turn at once, whatever the speaker makes of it.
+        if let Some(fib) = self.fib.as_ref().filter(|_| !moved.is_empty()) {
+            fib.resolve(moved.iter().map(|moved| (moved.hop.into(), moved.egress.map(Into::into))));
+        }
+        for moved in moved {
             tracing::info!(next_hop = %moved.hop.gateway, state = ?moved.state, "next hop changed");
-            // The kernel first: all routes that lead there turn at once, whatever the speaker makes of it.
-            if let Some(fib) = &self.fib {
-                fib.resolve(moved.hop.into(), moved.egress.map(Into::into));
-            }
             self.api.events.next_hop(moved.hop.gateway, moved.state != NextHopState::Unreachable);
             self.tell_speaker(move |speaker, now| speaker.set_next_hop(now, moved.hop, moved.state));
         }

@@ -6,6 +6,8 @@ use anyhow::Context;
 use manx_bgp::net::{self, NetConfig};
 use manx_bgp::speaker::{GracefulRestartConfig, LocalRoute, Speaker, SpeakerConfig};
 
+use tokio::sync::mpsc;
+
 use super::start::pump;
 use super::{Event, Loop};
 use crate::api::facts::epoch_now;
@@ -80,9 +82,11 @@ impl Loop {
 
     /// The speaker starts with all that it should know, so that its first OPEN and its first UPDATE are right.
     fn start_speaker(&mut self, config: SpeakerConfig, intent: BgpIntent) -> anyhow::Result<()> {
+        let (paths, mut news) = mpsc::unbounded_channel();
         let net = NetConfig {
             listen: intent.listen.iter().copied().collect(),
             interfaces: net::system_interfaces(),
+            paths: Some(paths),
         };
         let restarting = config.graceful_restart.as_ref().is_some_and(|g| g.restarting);
         if self.inherited && !restarting {
@@ -90,6 +94,14 @@ impl Loop {
         }
         let (handle, events) = net::spawn(net, config).context("cannot start the BGP speaker")?;
         pump(events, self.events.clone(), Event::Bgp);
+        let inbox = self.events.clone();
+        tokio::spawn(async move {
+            while let Some(path) = news.recv().await {
+                if inbox.send(Event::Path(path)).await.is_err() {
+                    return;
+                }
+            }
+        });
         // A speaker lives as long as the agent, so that this is the first and only time.
         let _ = self.api.bgp.set(handle.clone());
         self.bgp = Some(handle);

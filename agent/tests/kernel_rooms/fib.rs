@@ -586,8 +586,8 @@ fn a_next_hop_that_moves_or_dies_is_no_change_of_routes() {
     with_two_links(|| {
         sysctl::write("net.ipv4.nexthop_compat_mode", "0").unwrap();
         let fib = spawn();
-        fib.resolve(far(1), at("192.0.2.2", "v0"));
-        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
+        fib.resolve([(far(2), at("198.51.100.2", "v1"))]);
         let single = Route::via([far(1)]).unwrap();
         fib.set([
             (net("10.1.0.0/24"), Some(single.clone())),
@@ -601,13 +601,13 @@ fn a_next_hop_that_moves_or_dies_is_no_change_of_routes() {
         };
         assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.2", "192.0.2.2"]);
         let written = fib.stats().written;
-        fib.resolve(far(1), at("192.0.2.77", "v0"));
+        fib.resolve([(far(1), at("192.0.2.77", "v0"))]);
         settled(&fib);
         assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.77", "192.0.2.77"]);
-        fib.resolve(far(1), None);
+        fib.resolve([(far(1), None)]);
         settled(&fib);
         assert_eq!([leads("10.2.0.1"), leads("10.3.0.1")], ["198.51.100.2", "198.51.100.2"]);
-        fib.resolve(far(1), at("192.0.2.2", "v0"));
+        fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
         settled(&fib);
         assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.2", "192.0.2.2"]);
         assert_eq!(fib.stats().written, written, "no route was written again");
@@ -626,12 +626,12 @@ fn without_objects_routes_follow_their_next_hops_one_by_one() {
         ]);
         settled(&fib);
         assert!(missing(&fib, "10.1.0.0/24").unwrap().contains("10.99.0.1 does not resolve"));
-        fib.resolve(far(1), at("192.0.2.2", "v0"));
-        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
+        fib.resolve([(far(2), at("198.51.100.2", "v1"))]);
         settled(&fib);
         assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "192.0.2.2@v0 metric 77");
         assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "192.0.2.2@v0 198.51.100.2@v1 metric 77");
-        fib.resolve(far(1), None);
+        fib.resolve([(far(1), None)]);
         settled(&fib);
         assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "198.51.100.2@v1 metric 77");
         assert_eq!(objects(), BTreeMap::new());
@@ -645,8 +645,8 @@ fn a_failed_next_hop_under_many_routes_is_replaced_at_once() {
         const N: u32 = 50_000;
         sysctl::write("net.ipv4.nexthop_compat_mode", "0").unwrap();
         let fib = spawn();
-        fib.resolve(far(1), at("192.0.2.2", "v0"));
-        fib.resolve(far(2), at("198.51.100.2", "v1"));
+        fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
+        fib.resolve([(far(2), at("198.51.100.2", "v1"))]);
         let both = Route::via([far(1), far(2)]).unwrap();
         let backed = Route::via([far(1)]).unwrap().with_backup(Some(far(2)));
         fib.set(
@@ -654,7 +654,7 @@ fn a_failed_next_hop_under_many_routes_is_replaced_at_once() {
         );
         settled(&fib);
         let start = std::time::Instant::now();
-        fib.resolve(far(1), None);
+        fib.resolve([(far(1), None)]);
         settled(&fib);
         let took = start.elapsed();
         println!("a failed next hop under {N} routes: {took:?}");
@@ -698,8 +698,8 @@ fn a_successor_takes_over_objects_and_deletes_those_that_nobody_needs() {
                 prefixes(90).enumerate().map(move |(i, p)| (p, Some(routes[i % 3].clone())))
             };
             let resolve = |fib: &FibHandle| {
-                fib.resolve(far(1), at("192.0.2.2", "v0"));
-                fib.resolve(far(2), at("fe80::2", "v1"));
+                fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
+                fib.resolve([(far(2), at("fe80::2", "v1"))]);
             };
             {
                 let first = spawn();
@@ -747,12 +747,12 @@ fn a_gateway_that_no_subnet_holds_is_reached_on_its_link() {
         with_two_links(move || {
             let fib = spawn();
             let neighbor = Neighbor { onlink: true, ..at("203.0.113.7", "v0").unwrap() };
-            fib.resolve(far(1), Some(neighbor));
+            fib.resolve([(far(1), Some(neighbor))]);
             set(&fib, "10.1.0.0/24", Route::via([far(1)]));
             assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "203.0.113.7@v0 metric 77");
             drop(fib);
             let second = spawn();
-            second.resolve(far(1), Some(neighbor));
+            second.resolve([(far(1), Some(neighbor))]);
             set(&second, "10.1.0.0/24", Route::via([far(1)]));
             assert_eq!(second.stats().written, 0, "known again");
         });

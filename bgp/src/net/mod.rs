@@ -31,7 +31,7 @@ use crate::types::{Family, Prefix};
 
 pub use interfaces::system_interfaces;
 
-/// Events that may wait for the agent; a `Routes` event holds `MAX_BATCH` changes at most.
+/// Events that may wait for the agent; a `Routes` event holds `MAX_BATCH` changes at most, `NextHops` so many next hops.
 const EVENT_QUEUE: usize = 64;
 /// Route changes in one event.
 const MAX_BATCH: usize = 512;
@@ -47,6 +47,17 @@ pub struct NetConfig {
     pub listen: Vec<SocketAddr>,
     /// See `InterfaceLookup`; `system_interfaces` asks the kernel.
     pub interfaces: InterfaceLookup,
+    /// Who hears of paths at once, before the speaker has drawn its conclusions for each route.
+    pub paths: Option<mpsc::UnboundedSender<Path>>,
+}
+
+/// The way to a neighbour that BFD watches over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Who, as a next hop.
+    pub neighbor: FibNextHop,
+    /// False when it was up and no packet comes through any more; true when that is over, or is not watched any more.
+    pub alive: bool,
 }
 
 /// The addresses of an interface, for next hops of our own.
@@ -69,10 +80,9 @@ pub struct InterfaceAddresses {
 pub enum Event {
     /// Changes for the FIB, the last word on each prefix; never empty.
     Routes(Vec<RouteChange>),
-    /// Resolve and keep watching; answer with `Speaker::set_next_hop`. May come again for the same next hop: answer again.
-    TrackNextHop(FibNextHop),
-    /// No path uses it any more.
-    UntrackNextHop(FibNextHop),
+    /// Next hops to resolve and to keep watching (`true`), or that no path uses any more, each once; never empty. Those to
+    /// watch are answered with `Speaker::set_next_hop`; one may come again, and is answered again.
+    NextHops(Vec<(FibNextHop, bool)>),
     /// Our own graceful restart is over for the family, and all changes it covers have been told.
     RestartComplete(Family),
     /// A session changed state. The oldest are dropped when nobody takes them.
@@ -177,7 +187,7 @@ impl BgpHandle {
 /// When the thread or its event loop cannot be made.
 pub fn spawn(config: NetConfig, speaker: SpeakerConfig) -> io::Result<(BgpHandle, mpsc::Receiver<Event>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let link = link::spawn(speaker.seed)?;
+    let link = link::spawn(speaker.seed, config.paths.clone())?;
     let (commands, received) = mpsc::unbounded_channel();
     let (events, told) = mpsc::channel(EVENT_QUEUE);
     std::thread::Builder::new().name("manx-bgp".into()).spawn(move || {

@@ -55,14 +55,15 @@ impl Outbox {
 
     /// The next event, route changes taken from the speaker. `RestartComplete` waits until those are all out.
     pub(super) fn next(&mut self, speaker: &mut Speaker) -> Option<Event> {
-        if let Some((hop, watch)) = self.tracking.pop_first() {
-            return Some(if watch {
-                self.told.insert(hop);
-                Event::TrackNextHop(hop)
-            } else {
-                self.told.remove(&hop);
-                Event::UntrackNextHop(hop)
-            });
+        let hops: Vec<_> = std::iter::from_fn(|| self.tracking.pop_first()).take(MAX_BATCH).collect();
+        for (hop, watch) in &hops {
+            match watch {
+                true => self.told.insert(*hop),
+                false => self.told.remove(hop),
+            };
+        }
+        if !hops.is_empty() {
+            return Some(Event::NextHops(hops));
         }
         if let Some((address, failure)) = self.listeners.pop_first() {
             return Some(match failure {
@@ -108,16 +109,17 @@ mod tests {
             outbox.untrack(a);
         }
         outbox.track(b);
-        assert_eq!(drain(&mut outbox), [Event::TrackNextHop(b)]);
+        assert_eq!(drain(&mut outbox), [Event::NextHops(vec![(b, true)])]);
         outbox.untrack(b);
         outbox.track(b);
         assert_eq!(
             drain(&mut outbox),
-            [Event::TrackNextHop(b)],
+            [Event::NextHops(vec![(b, true)])],
             "the speaker waits for an answer to its last question"
         );
         outbox.untrack(b);
-        assert_eq!(drain(&mut outbox), [Event::UntrackNextHop(b)]);
+        outbox.track(a);
+        assert_eq!(drain(&mut outbox), [Event::NextHops(vec![(a, true), (b, false)])]);
     }
 
     #[test]

@@ -313,6 +313,12 @@ impl Rib {
         if paths.first().is_some_and(|p| p.is_best() && p.is_blackhole()) {
             return Forwarding { next_hops: SmallVec::new(), backup: None, blackhole: true };
         }
+        // Most prefixes have one path.
+        if let [only] = &paths[..] {
+            let hop = self.next_hops.fib(only.next_hop).filter(|_| only.is_multipath());
+            let next_hops = hop.map_or_else(SmallVec::new, |hop| SmallVec::from_buf([hop]));
+            return Forwarding { next_hops, backup: None, blackhole: false };
+        }
         let used = paths.iter().filter(|p| p.is_multipath());
         let mut next_hops: SmallVec<[FibNextHop; 1]> =
             used.filter_map(|p| self.next_hops.fib(p.next_hop)).collect();

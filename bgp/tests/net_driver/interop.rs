@@ -127,8 +127,11 @@ fn on_own_thread(test: impl Future<Output = ()> + Send + 'static) {
 
 fn start() -> Node {
     let listens: SocketAddr = "0.0.0.0:179".parse().unwrap();
-    let config =
-        NetConfig { listen: vec![listens, "[::]:179".parse().unwrap()], interfaces: system_interfaces() };
+    let config = NetConfig {
+        listen: vec![listens, "[::]:179".parse().unwrap()],
+        interfaces: system_interfaces(),
+        paths: None,
+    };
     let restart = GracefulRestartConfig {
         restart_time: Duration::from_secs(60),
         long_lived_time: None,

@@ -98,7 +98,7 @@ async fn a_stop_does_not_wait_for_a_peer_that_never_reads() {
 async fn a_port_that_is_taken_is_reported_and_used_when_it_is_free() {
     let taken = std::net::TcpListener::bind("127.0.0.21:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let config = NetConfig { listen: vec![address], interfaces: Arc::new(|_| interface_of(21)) };
+    let config = NetConfig { listen: vec![address], interfaces: Arc::new(|_| interface_of(21)), paths: None };
     let speaker = SpeakerConfig::new(asn(21), RouterId::new([10, 0, 0, 21].into()).unwrap());
     let (_handle, mut events) = net::spawn(config, speaker).unwrap();
     let Some(Event::ListenFailed { address: failed, reason }) = events.recv().await else {
@@ -141,6 +141,7 @@ async fn changed_interface_addresses_are_advertised_as_the_new_next_hop() {
     let config = NetConfig {
         listen: vec![SocketAddr::new(loopback(25), 0)],
         interfaces: Arc::new(move |_| shared.lock().unwrap().clone()),
+        paths: None,
     };
     let speaker = SpeakerConfig::new(asn(25), RouterId::new([10, 0, 0, 25].into()).unwrap());
     let (handle, mut events) = net::spawn(config, speaker).unwrap();

@@ -57,6 +57,7 @@ impl Node {
         let config = NetConfig {
             listen: vec![SocketAddr::new(loopback(n), port)],
             interfaces: Arc::new(move |_| interface_of(n)),
+            paths: None,
         };
         let router_id = RouterId::new([10, 0, 0, n].into()).unwrap();
         let (handle, mut events) = net::spawn(config, SpeakerConfig::new(asn(n), router_id)).unwrap();
@@ -101,9 +102,11 @@ impl Node {
     pub(crate) async fn event(&mut self) -> Event {
         let event =
             timeout(PATIENCE, self.events.recv()).await.expect("an event in time").expect("the driver runs");
-        if let Event::TrackNextHop(address) = event {
+        if let Event::NextHops(hops) = &event {
             let reachable = NextHopState::Reachable { metric: 0, connected: true };
-            self.handle.send(move |speaker, now| speaker.set_next_hop(now, address, reachable));
+            for (hop, _) in hops.iter().copied().filter(|(_, watch)| *watch) {
+                self.handle.send(move |speaker, now| speaker.set_next_hop(now, hop, reachable));
+            }
         }
         event
     }

@@ -73,7 +73,7 @@ impl Manx {
     /// Starts a speaker that listens on port 179 in both families.
     pub(crate) fn start(rack: &Rack, config: SpeakerConfig) -> Manx {
         let listen = ["0.0.0.0:179", "[::]:179"].map(|a| a.parse::<SocketAddr>().unwrap()).to_vec();
-        let net = NetConfig { listen, interfaces: net::system_interfaces() };
+        let net = NetConfig { listen, interfaces: net::system_interfaces(), paths: None };
         let (handle, mut events) = rack.netns(1).enter(|| net::spawn(net, config)).unwrap().unwrap();
         let told = Arc::new(Mutex::new(Told::default()));
         let (answers, notes) = (handle.clone(), Arc::clone(&told));
@@ -207,9 +207,11 @@ fn note(told: &mut Told, handle: &BgpHandle, event: Event) {
                 }
             }
         }
-        Event::TrackNextHop(address) => {
+        Event::NextHops(hops) => {
             let reachable = NextHopState::Reachable { metric: 0, connected: true };
-            handle.send(move |speaker, now| speaker.set_next_hop(now, address, reachable));
+            for (hop, _) in hops.into_iter().filter(|(_, watch)| *watch) {
+                handle.send(move |speaker, now| speaker.set_next_hop(now, hop, reachable));
+            }
         }
         Event::RestartComplete(family) => {
             told.restart_complete.insert(family);
@@ -217,7 +219,7 @@ fn note(told: &mut Told, handle: &BgpHandle, event: Event) {
         Event::Peer(fact) => {
             told.facts.push(format!("{}: {} -> {} ({})", fact.peer, fact.from, fact.to, fact.reason));
         }
-        Event::UntrackNextHop(_) | Event::Listening(_) => {}
+        Event::Listening(_) => {}
         Event::ListenFailed { address, reason } => told.facts.push(format!("listen {address}: {reason}")),
     }
 }

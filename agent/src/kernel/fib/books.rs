@@ -146,6 +146,11 @@ impl Books {
         }
     }
 
+    /// The address of an IPv4 prefix.
+    pub(super) fn ipv4_address(&self, slot: Slot) -> Option<u32> {
+        (slot.family() == Family::Ipv4).then(|| self.ipv4.entries[slot.at()].0)
+    }
+
     /// Forgets a prefix; its number may be given to another.
     pub(super) fn remove(&mut self, slot: Slot) {
         match slot.family() {

@@ -32,6 +32,16 @@ pub(crate) enum Content {
     Strange,
 }
 
+impl Content {
+    /// The objects that it spreads over; none of a single one.
+    pub(super) fn members(&self) -> &[u32] {
+        match self {
+            Self::Members(members) => members,
+            Self::Neighbor(_) | Self::Strange => &[],
+        }
+    }
+}
+
 /// Appends RTM_NEWNEXTHOP.
 pub(super) fn put(batch: &mut Batch, flags: u16, protocol: u8, id: u32, content: &Content) {
     batch.message(RTM_NEWNEXTHOP, flags, |m| match content {

@@ -118,9 +118,9 @@ impl Table {
         self.follow();
     }
 
-    /// Where packets for a next hop leave; `None`: nowhere.
-    pub(super) fn resolve(&mut self, hop: NextHop, neighbor: Option<Neighbor>) {
-        self.next_hops.resolve(hop, neighbor);
+    /// Where packets for next hops leave; `None`: nowhere.
+    pub(super) fn resolve(&mut self, hops: impl IntoIterator<Item = (NextHop, Option<Neighbor>)>) {
+        hops.into_iter().for_each(|(hop, neighbor)| self.next_hops.resolve(hop, neighbor));
         self.follow();
     }
 
@@ -567,7 +567,7 @@ impl Table {
         } else if self.queue.failure(slot).is_none() {
             record.mark(Flag::Queued, true);
             match record.desired {
-                None => self.queue.push_delete(slot),
+                None => self.queue.push_delete(slot, self.books.ipv4_address(slot)),
                 Some(set) if self.next_hops.forwards_alike(set, record.actual) => {
                     self.queue.push_refinement(slot);
                 }

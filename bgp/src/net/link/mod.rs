@@ -10,14 +10,15 @@ mod bfd_io;
 mod monitor;
 mod neighbor_io;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bfd::{BfdConfig, BfdEnds, BfdStatus};
-use crate::net::now;
-use crate::speaker::{Neighbor, PeerAddr};
+use crate::bfd::{BfdConfig, BfdEnds, BfdStatus, State};
+use crate::net::{Path, now};
+use crate::speaker::{FibNextHop, Neighbor, PeerAddr};
 use bfd_io::BfdIo;
 use neighbor_io::NeighborIo;
 
@@ -52,16 +53,51 @@ pub(super) enum Report {
 ///
 /// # Errors
 /// When the thread or its event loop cannot be made.
-pub(super) fn spawn(seed: u64) -> io::Result<(mpsc::UnboundedSender<Command>, mpsc::Receiver<Report>)> {
+pub(super) fn spawn(
+    seed: u64,
+    paths: Option<mpsc::UnboundedSender<Path>>,
+) -> io::Result<(mpsc::UnboundedSender<Command>, mpsc::Receiver<Report>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (commands, received) = mpsc::unbounded_channel();
     let (reports, told) = mpsc::channel(QUEUE);
     let thread = std::thread::Builder::new().name("manx-link".into());
-    thread.spawn(move || runtime.block_on(run(seed, received, reports)))?;
+    thread.spawn(move || runtime.block_on(run(seed, received, reports, Paths::new(paths))))?;
     Ok((commands, told))
 }
 
-async fn run(seed: u64, mut commands: mpsc::UnboundedReceiver<Command>, reports: mpsc::Sender<Report>) {
+/// Paths that are dead, and who is told.
+struct Paths {
+    dead: BTreeSet<PeerAddr>,
+    tell: Option<mpsc::UnboundedSender<Path>>,
+}
+
+impl Paths {
+    fn new(tell: Option<mpsc::UnboundedSender<Path>>) -> Self {
+        Self { dead: BTreeSet::new(), tell }
+    }
+
+    /// RFC 5882 4.2: an end that its administrator has shut says nothing of the path; one that was never up does not either.
+    fn note(&mut self, remote: PeerAddr, status: &BfdStatus) {
+        let dead = status.flaps > 0 && status.state != State::Up && !status.administrative;
+        self.set(remote, dead);
+    }
+
+    fn set(&mut self, remote: PeerAddr, dead: bool) {
+        let changed = if dead { self.dead.insert(remote) } else { self.dead.remove(&remote) };
+        if let Some(tell) = self.tell.as_ref().filter(|_| changed) {
+            let neighbor = FibNextHop { gateway: remote.ip, ifindex: remote.ifindex };
+            // Nobody who listens any more does not need to know.
+            let _ = tell.send(Path { neighbor, alive: !dead });
+        }
+    }
+}
+
+async fn run(
+    seed: u64,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    reports: mpsc::Sender<Report>,
+    mut paths: Paths,
+) {
     let mut bfd = BfdIo::new(seed);
     let mut neighbors = NeighborIo::new(seed);
     loop {
@@ -75,7 +111,12 @@ async fn run(seed: u64, mut commands: mpsc::UnboundedReceiver<Command>, reports:
                 break;
             };
             match bfd.poll_report().or_else(|| neighbors.poll_report(at)) {
-                Some(report) => room.send(report),
+                Some(report) => {
+                    if let Report::Bfd(remote, status) = &report {
+                        paths.note(*remote, status);
+                    }
+                    room.send(report);
+                }
                 None => break,
             }
         }
@@ -89,7 +130,10 @@ async fn run(seed: u64, mut commands: mpsc::UnboundedReceiver<Command>, reports:
             () = neighbors.readable() => neighbors.receive(now()),
             command = commands.recv() => match command {
                 Some(Command::Bfd(ends, config)) => bfd.set(now(), ends, config),
-                Some(Command::BfdEnd(remote)) => bfd.end(now(), Some(remote)),
+                Some(Command::BfdEnd(remote)) => {
+                    bfd.end(now(), Some(remote));
+                    paths.set(remote, false);
+                }
                 Some(Command::Discover(interface, true)) => neighbors.add(interface),
                 Some(Command::Discover(interface, false)) => neighbors.remove(&interface),
                 Some(Command::LookAtLinks) => neighbors.look_at_links(now()),
@@ -120,3 +164,37 @@ async fn until(deadline: Option<Instant>) {
 
 /// After a socket could not be had.
 const RETRY: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_dead_when_it_was_up_and_nobody_has_shut_it_until_it_is_up_again_or_not_watched() {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut paths = Paths::new(Some(tell));
+        let remote = PeerAddr::new("192.0.2.1".parse().unwrap(), 0);
+        let status = |state, flaps, administrative| BfdStatus {
+            state,
+            remote_state: State::Down,
+            since: now(),
+            detection_time: None,
+            tx_interval: Duration::from_secs(1),
+            multiplier: 3,
+            flaps,
+            administrative,
+            reason: None,
+        };
+        paths.note(remote, &status(State::Down, 0, false));
+        paths.note(remote, &status(State::Up, 0, false));
+        paths.note(remote, &status(State::Down, 1, true));
+        assert!(told.try_recv().is_err(), "never up, up, and shut: no news of the path");
+        paths.note(remote, &status(State::Down, 1, false));
+        paths.note(remote, &status(State::Init, 1, false));
+        paths.note(remote, &status(State::Up, 1, false));
+        paths.note(remote, &status(State::Down, 2, false));
+        paths.set(remote, false);
+        let alive: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).map(|path| path.alive).collect();
+        assert_eq!(alive, [false, true, false, true]);
+    }
+}

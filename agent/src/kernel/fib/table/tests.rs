@@ -230,7 +230,7 @@ impl World {
         }
         self.read_again();
         for (hop, neighbor) in self.resolved.clone() {
-            self.table.resolve(hop, Some(neighbor));
+            self.table.resolve([(hop, Some(neighbor))]);
         }
         for (prefix, route) in self.wanted.clone() {
             self.table.set(prefix, Some(&route));
@@ -372,7 +372,7 @@ impl World {
             }
             Event::Resolve(number, to) => {
                 let to = to.map(|moved| neighbor(number, moved));
-                self.table.resolve(hop(number), to);
+                self.table.resolve([(hop(number), to)]);
                 match to {
                     Some(to) => drop(self.resolved.insert(hop(number), to)),
                     None => drop(self.resolved.remove(&hop(number))),
@@ -469,6 +469,25 @@ impl World {
         }
         (!ways.is_empty()).then_some(ways)
     }
+}
+
+/// The kernel takes the last member of a group along with the group and its routes.
+#[test]
+fn a_member_of_a_predecessors_group_stays_while_a_route_uses_the_group() {
+    let mut world = World::new(true);
+    for event in [Event::Resolve(1, None), Event::Set(0, Some(9)), Event::Write(1), Event::Resolve(0, None)] {
+        world.happen(event);
+    }
+    let held = world.kernel.ours.clone();
+    assert_eq!(held.len(), 1, "it was written");
+    world.restart();
+    world.happen(Event::Sweep);
+    world.rest();
+    assert_eq!(world.kernel.ours, held, "nothing better is known than what is there");
+    assert!(world.kernel.leads_to(net(0)).is_some());
+    world.happen(Event::Set(0, None));
+    world.rest();
+    assert!(world.kernel.ours.is_empty() && world.kernel.objects.is_empty());
 }
 
 proptest! {
