@@ -18,7 +18,8 @@ use crate::kernel::link::{Egress, LinksHandle};
 #[derive(Debug, Default)]
 pub struct NextHops {
     tracked: BTreeMap<FibNextHop, Option<Egress>>,
-    /// Neighbours that do not answer BFD any more, watched or not: no packet is handed to them, whatever routes say.
+    /// Of them, neighbours that do not answer BFD any more: no packet is handed to them, whatever routes say. Whoever is asked
+    /// for anew has a session again, with BFD or without.
     dead: BTreeSet<FibNextHop>,
 }
 
@@ -37,24 +38,21 @@ impl NextHops {
     /// Begins to watch.
     pub fn track(&mut self, hop: FibNextHop, egress: Option<Egress>) -> NextHopState {
         self.tracked.insert(hop, egress);
+        self.dead.remove(&hop);
         state(egress)
-    }
-
-    /// Where packets for a next hop leave in fact, given where the kernel would send them.
-    pub fn way(&self, hop: FibNextHop, egress: Option<Egress>) -> Option<Egress> {
-        egress.filter(|_| !self.dead.contains(&hop))
     }
 
     /// BFD's word on a neighbour. Where packets for it leave now, if it is watched as a next hop and that is news.
     pub fn set_alive(&mut self, hop: FibNextHop, alive: bool) -> Option<Option<Egress>> {
+        let egress = *self.tracked.get(&hop)?;
         let changed = if alive { self.dead.remove(&hop) } else { self.dead.insert(hop) };
-        let egress = *self.tracked.get(&hop).filter(|_| changed)?;
-        Some(self.way(hop, egress))
+        changed.then_some(egress.filter(|_| alive))
     }
 
     /// No route uses it any more.
     pub fn untrack(&mut self, hop: FibNextHop) {
         self.tracked.remove(&hop);
+        self.dead.remove(&hop);
     }
 
     /// The kernel's links, addresses or routes changed: asks again for each next hop.
@@ -204,11 +202,11 @@ mod tests {
         let moved = hops.refresh(|_| egress("10.1.0.1", 4));
         assert_eq!(moved[0].egress, None);
         assert_eq!(hops.set_alive(ip("10.1.0.1"), true), Some(egress("10.1.0.1", 4)));
-        // It may be dead before anybody asks for it.
-        assert_eq!(hops.set_alive(ip("10.1.0.9"), false), None);
-        hops.track(ip("10.1.0.9"), egress("10.1.0.9", 3));
-        assert_eq!(hops.way(ip("10.1.0.9"), egress("10.1.0.9", 3)), None);
-        assert_eq!(hops.set_alive(ip("10.1.0.9"), true), Some(egress("10.1.0.9", 3)));
+        // A neighbour that has a session again, without BFD this time, is asked for anew.
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(None));
+        hops.track(ip("10.1.0.1"), egress("10.1.0.1", 4));
+        assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3))[0].egress, egress("10.1.0.1", 3));
+        assert_eq!(hops.set_alive(ip("10.1.0.9"), false), None, "no route leads there");
     }
 
     #[test]

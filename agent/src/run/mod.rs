@@ -232,7 +232,7 @@ impl Loop {
             if watch {
                 let egress = routes::egress(&self.links, hop);
                 states.push((hop, self.next_hops.track(hop, egress)));
-                resolved.push((hop.into(), self.next_hops.way(hop, egress).map(Into::into)));
+                resolved.push((hop.into(), egress.map(Into::into)));
             } else {
                 self.next_hops.untrack(hop);
                 if let Some(fib) = &self.fib {
