@@ -27,6 +27,8 @@ pub struct Sample {
     pub resident_kb: Option<u64>,
     /// The longest time that a session waited for a KEEPALIVE of which one was due every second.
     pub silence: Option<Duration>,
+    /// How late a BFD packet came at most, of which one was due every 100 ms.
+    pub late: Option<Duration>,
 }
 
 /// A line of a table: an alternative and its measurements.
@@ -78,6 +80,10 @@ impl Comparison {
         if silence {
             header.push("keepalive gap ms".to_owned());
         }
+        let late = self.lines.iter().any(|line| line.samples.iter().any(|s| s.late.is_some()));
+        if late {
+            header.push("BFD late ms".to_owned());
+        }
         table.set_header(header);
         let reference = self.lines.first();
         for line in &self.lines {
@@ -112,6 +118,10 @@ impl Comparison {
             if silence {
                 let longest = line.samples.iter().filter_map(|s| s.silence).max();
                 row.push(longest.map_or("-".to_owned(), |gap| format!("{:.0}", gap.as_secs_f64() * 1e3)));
+            }
+            if late {
+                let latest = line.samples.iter().filter_map(|s| s.late).max();
+                row.push(latest.map_or("-".to_owned(), |late| format!("{:.1}", late.as_secs_f64() * 1e3)));
             }
             table.add_row(row);
         }

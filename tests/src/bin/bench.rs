@@ -13,6 +13,8 @@ use manx_tests::netns;
 
 /// Begins the name of every namespace, before the pid.
 const PREFIX: &str = "manx-bench-";
+/// Routes under a next hop that fails.
+const FAILING: u32 = 300_000;
 /// Routes of the big tables.
 const MANY: u32 = 1_000_000;
 
@@ -56,6 +58,8 @@ enum What {
     Fib,
     /// BGP: routes over 5000 next hops.
     NextHops,
+    /// BGP: a next hop that fails under 300000 routes.
+    Failover,
     /// BGP: 200 sessions.
     Sessions,
     /// BGP: two peers, 5000 routes: memory.
@@ -109,6 +113,9 @@ fn run(cli: &Cli) -> Result<()> {
     }
     if chosen(What::NextHops) {
         bench::bgp::next_hops(&run, usual)?;
+    }
+    if chosen(What::Failover) {
+        bench::bgp::failover(&run, cli.routes.unwrap_or(FAILING))?;
     }
     if chosen(What::Sessions) {
         bench::bgp::sessions(&run.only(|kind| cli.full || kind != Kind::Gobgp))?;

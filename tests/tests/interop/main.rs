@@ -12,6 +12,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of a test")]
 #![expect(clippy::result_large_err, reason = "what is awaited and does not come is told once")]
 
+mod add_path;
 mod bfd;
 mod capabilities;
 mod far;

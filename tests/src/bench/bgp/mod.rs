@@ -15,11 +15,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+mod bfd;
 pub mod far;
+mod kernel;
 pub mod speaker;
 pub mod table;
 
+use self::bfd::Bfd;
 use self::far::{Peer, Role, Session};
+use self::kernel::Kernel;
 use self::speaker::{Speaker, Task};
 use super::fib::kernel_prefixes;
 use super::floor::Floor;
@@ -33,6 +37,11 @@ const INJECTOR: Peer = Peer { address: Ipv4Addr::new(192, 168, 1, 1), asn: 65001
 const MONITOR: Peer = Peer { address: Ipv4Addr::new(172, 16, 1, 1), asn: 65002, role: Role::Monitor };
 const WATCH: Peer = Peer { address: Ipv4Addr::new(172, 16, 1, 254), asn: 65003, role: Role::Watch };
 
+/// The near end of the link with the monitors.
+const NEAR_MONITORS: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
+
+/// Prefixes that are looked for in the kernel one by one.
+const SAMPLES: usize = 256;
 /// Of the row with many next hops.
 const NEXT_HOPS: u16 = 5_000;
 /// Of the row with many sessions, the injector's included.
@@ -104,8 +113,8 @@ pub fn fib(run: &Run, routes: u32) -> Result<()> {
             return Ok(());
         };
         let far = stand.start(kind, true, &[INJECTOR, WATCH])?;
-        adding.add(kind.name(), far.to_kernel(&announced, |base, held| held >= base + routes)?);
-        removing.add(kind.name(), far.to_kernel(&withdrawn, |base, held| held + routes <= base)?);
+        adding.add(kind.name(), far.to_kernel(&announced, &prefixes, true)?);
+        removing.add(kind.name(), far.to_kernel(&withdrawn, &prefixes, false)?);
         far.speaker.kill()
     })?;
     adding.print();
@@ -137,8 +146,8 @@ pub fn next_hops(run: &Run, routes: u32) -> Result<()> {
             return Ok(());
         }
         let far = stand.start(kind, true, &[INJECTOR, WATCH])?;
-        kernel.add(kind.name(), far.to_kernel(&announced, |base, held| held >= base + routes)?);
-        back.add(kind.name(), far.to_kernel(&withdrawn, |base, held| held + routes <= base)?);
+        kernel.add(kind.name(), far.to_kernel(&announced, &prefixes, true)?);
+        back.add(kind.name(), far.to_kernel(&withdrawn, &prefixes, false)?);
         far.speaker.kill()
     })?;
     session.print();
@@ -174,6 +183,61 @@ pub fn sessions(run: &Run) -> Result<()> {
     Ok(())
 }
 
+/// A next hop that fails under `routes` routes, which two routers have announced with one each: from the moment at which the
+/// kernel has lost its way to it until no packet is handed to that router any more.
+///
+/// # Errors
+/// As [`rib`].
+pub fn failover(run: &Run, routes: u32) -> Result<()> {
+    let prefixes = table::prefixes(routes);
+    let second = Peer { address: Ipv4Addr::new(172, 16, 1, 2), asn: 65004, role: Role::Inject };
+    let ways = [
+        (INJECTOR, Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(192, 168, 0, 2), "inj"),
+        (second, Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(172, 16, 0, 2), "mon"),
+    ];
+    let title = format!("A next hop fails under {routes} routes, until another has taken over");
+    let mut table = Comparison::new(&title, 1);
+    for compat_mode in ["0", "1"] {
+        run.only(|kind| kind == Kind::Manx).each(|kind, stand| {
+            stand.near.sysctl("net.ipv4.nexthop_compat_mode", compat_mode)?;
+            let index = |link: &'static str| stand.near.enter(move || nix::net::if_::if_nametoindex(link));
+            let mut kernel = stand.near.enter(Kernel::open)??;
+            for (_, hop, gateway, link) in ways {
+                kernel.set_static(hop, gateway, index(link)??, true)?;
+            }
+            let far = stand.start(kind, true, &[INJECTOR, second, WATCH])?;
+            let announce = |peer: Peer, hop| table::announce(&prefixes, peer.asn, &[hop]);
+            far.to_kernel(&announce(INJECTOR, ways[0].1), &prefixes, true)?;
+            far.sessions[&second.address].send(&announce(second, ways[1].1))?;
+            far.speaker.settle()?;
+            let sample: Vec<_> =
+                prefixes.iter().step_by(prefixes.len() / 64).map(|(address, _)| *address).collect();
+            let lost = |kernel: &mut Kernel| -> Result<bool> {
+                sample.iter().try_fold(false, |lost, to| Ok(lost || kernel.gateway(*to)? == Some(ways[0].2)))
+            };
+            if !lost(&mut kernel)? {
+                bail!("no packet is handed to the router that is to fail");
+            }
+            let cpu = far.speaker.cpu();
+            kernel.set_static(ways[0].1, ways[0].2, index("inj")??, false)?;
+            let began = Instant::now();
+            while lost(&mut kernel)? {
+                if began.elapsed() > LOAD_LIMIT {
+                    bail!("packets are still handed to it after {LOAD_LIMIT:?}");
+                }
+            }
+            let wall = began.elapsed();
+            far.speaker.settle()?;
+            let cpu = far.speaker.cpu().zip(cpu).map(|(after, before)| after.saturating_sub(before));
+            let name = format!("{}, nexthop_compat_mode={compat_mode}", kind.name());
+            table.add(&name, Sample { wall, cpu, ..Sample::default() });
+            far.speaker.kill()
+        })?;
+    }
+    table.print();
+    Ok(())
+}
+
 /// What a node of a small cluster costs: two peers, and then 5,000 routes in the kernel.
 ///
 /// # Errors
@@ -189,7 +253,7 @@ pub fn small(run: &Run) -> Result<()> {
         }
         let far = stand.start(kind, true, &[INJECTOR, WATCH])?;
         idle.add(kind.name(), far.started);
-        filled.add(kind.name(), far.to_kernel(&announced, |base, held| held >= base + FEW_ROUTES)?);
+        filled.add(kind.name(), far.to_kernel(&announced, &prefixes, true)?);
         far.speaker.kill()
     })?;
     idle.print();
@@ -280,7 +344,18 @@ impl<'a> Stand<'a> {
             resident_kb: speaker.resident_kb(),
             ..Sample::default()
         };
-        Ok(Loaded { near: &self.near, speaker, sessions, started })
+        let watched = kind == Kind::Manx && peers.iter().any(|peer| peer.address == WATCH.address);
+        let bfd = watched.then(|| Bfd::start(&self.far, WATCH.address, NEAR_MONITORS)).transpose()?;
+        if let Some(bfd) = &bfd {
+            let end = Instant::now() + START_LIMIT;
+            while !bfd.is_up() {
+                if Instant::now() > end {
+                    bail!("BFD with the speaker is not Up within {START_LIMIT:?}");
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(Loaded { near: &self.near, speaker, sessions, bfd, started })
     }
 
     /// Adds and deletes the routes by raw netlink.
@@ -306,6 +381,8 @@ struct Loaded<'a> {
     near: &'a Netns,
     speaker: Speaker,
     sessions: BTreeMap<Ipv4Addr, Session>,
+    /// The other end of the BFD session with [`WATCH`], where the speaker has one.
+    bfd: Option<Bfd>,
     /// How long it took to come so far.
     started: Sample,
 }
@@ -331,16 +408,28 @@ impl Loaded<'_> {
         })
     }
 
-    /// Sends `updates` and waits until the kernel's count of routes is `enough`, given the one before.
-    fn to_kernel(&self, updates: &[u8], enough: impl Fn(u32, u32) -> bool + Sync) -> Result<Sample> {
+    /// Sends `updates` and waits until the kernel holds all of `prefixes`, or none.
+    fn to_kernel(&self, updates: &[u8], prefixes: &[table::Prefix], there: bool) -> Result<Sample> {
         let base = self.near.enter(kernel_prefixes)??;
+        let count = u32::try_from(prefixes.len())?;
+        let enough = |held| if there { held >= base + count } else { held + count <= base };
         self.load(updates, || {
             self.near.enter(|| {
                 let end = Instant::now() + LOAD_LIMIT;
+                // Counting walks the whole table and holds up whoever writes it: a few prefixes are looked for one by one first,
+                // those that were told last among them.
+                let mut kernel = Kernel::open()?;
+                let last = prefixes.len().saturating_sub(SAMPLES / 4);
+                let spread = prefixes.iter().step_by((prefixes.len() / SAMPLES).max(1));
+                for prefix in spread.chain(&prefixes[last..]) {
+                    while kernel.holds(*prefix)? != there && Instant::now() < end {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                }
                 loop {
                     let looked = Instant::now();
                     let held = kernel_prefixes()?;
-                    if enough(base, held) {
+                    if enough(held) {
                         return Ok(Instant::now());
                     }
                     if looked > end {
@@ -358,6 +447,7 @@ impl Loaded<'_> {
         let watch = &self.sessions[&WATCH.address];
         let cpu = self.speaker.cpu();
         watch.watch();
+        self.bfd.iter().for_each(Bfd::watch);
         let began = Instant::now();
         injector.send(updates)?;
         let wall = wait()?.duration_since(began);
@@ -366,6 +456,10 @@ impl Loaded<'_> {
             cpu: self.speaker.cpu().zip(cpu).map(|(after, before)| after.saturating_sub(before)),
             resident_kb: self.speaker.resident_kb(),
             silence: (wall > far::KEEPALIVE_DUE).then(|| watch.longest_silence()),
+            late: match &self.bfd {
+                Some(bfd) => Some(bfd.latest().context("the BFD session has left Up under the load")?),
+                None => None,
+            },
         })
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -18,6 +18,9 @@ use crate::process::Process;
 use crate::routers::bird::Bird;
 use crate::routers::frr::Frr;
 use crate::routers::gobgp::Gobgp;
+
+/// For what a speaker does by itself after a load.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The AS of the speaker under test.
 const AS: u32 = 65101;
@@ -87,6 +90,27 @@ impl Speaker {
         seconds.map(Duration::from_secs_f64)
     }
 
+    /// Waits until it has nothing to do.
+    ///
+    /// # Errors
+    /// When it is never done.
+    pub fn settle(&self) -> Result<()> {
+        let end = Instant::now() + SETTLE_LIMIT;
+        let mut before = None;
+        loop {
+            let cpu = self.cpu();
+            if cpu == before {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("it is busy after {SETTLE_LIMIT:?}");
+            }
+            before = cpu;
+            // A clock tick of CPU time is 10 ms.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Resident memory of all its processes.
     pub fn resident_kb(&self) -> Option<u64> {
         self.0.iter().map(Process::resident_kb).sum()
@@ -135,11 +159,12 @@ fn manx_peer(peer: &Peer) -> Value {
         Role::Monitor => ("ipv4", json!(["all"])),
         Role::Watch => ("ipv6", json!([])),
     };
+    let bfd = if peer.role == Role::Watch { json!({}) } else { Value::Null };
     json!({
         "apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer",
         "metadata": {"name": format!("far-{}", peer.address)},
         "spec": {"peerIP": peer.address, "asNumber": peer.asn, "families": [family], "connectRetry": "1s",
-                 "exportFilters": filters, "sourceAddress": "None",
+                 "exportFilters": filters, "sourceAddress": "None", "bfd": bfd,
                  "maxPrefixes": {"limit": 10_000_000, "action": "Warn"}},
     })
 }

@@ -1,5 +1,6 @@
 //! BIRD's spelling.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
@@ -84,6 +85,11 @@ fn protocol(number: usize, n: u8, asn: u32, session: &Session) -> String {
 pub(super) fn is_up(bird: &Bird, remote: IpAddr) -> bool {
     let sessions = bird.sessions().unwrap();
     sessions.iter().any(|s| s.peer == remote.to_string() && s.is_established())
+}
+
+pub(super) fn paths(bird: &Bird, prefix: &str) -> BTreeSet<String> {
+    let text = bird.ask(&format!("show route for {prefix} all where source = RTS_BGP")).unwrap_or_default();
+    text.lines().filter_map(|line| line.trim().strip_prefix("BGP.as_path: ")).map(str::to_owned).collect()
 }
 
 pub(super) fn route(bird: &Bird, prefix: &str) -> Option<Seen> {

@@ -1,5 +1,6 @@
 //! FRR's spelling.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -84,6 +85,13 @@ pub(super) fn configure(frr: &Frr, line: &str) -> Result<()> {
 pub(super) fn is_up(frr: &Frr, remote: IpAddr) -> bool {
     let sessions = frr.sessions().unwrap();
     sessions.iter().any(|s| s.peer == remote.to_string() && s.is_established())
+}
+
+pub(super) fn paths(frr: &Frr, prefix: &str) -> BTreeSet<String> {
+    let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
+    let shown = frr.ask_json(&format!("show bgp {family} unicast {prefix}")).unwrap_or_default();
+    let paths = shown["paths"].as_array().cloned().unwrap_or_default();
+    paths.iter().filter_map(|path| path["aspath"]["string"].as_str()).map(str::to_owned).collect()
 }
 
 pub(super) fn route(frr: &Frr, prefix: &str) -> Option<Seen> {

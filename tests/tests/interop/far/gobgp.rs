@@ -1,5 +1,6 @@
 //! GoBGP's spelling.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -96,11 +97,21 @@ pub(super) fn is_up(gobgp: &Gobgp, remote: IpAddr) -> bool {
 }
 
 pub(super) fn route(gobgp: &Gobgp, prefix: &str) -> Option<Seen> {
+    seen(shown(gobgp, prefix).first()?)
+}
+
+pub(super) fn paths(gobgp: &Gobgp, prefix: &str) -> BTreeSet<String> {
+    shown(gobgp, prefix).iter().filter_map(seen).map(|seen| seen.as_path).collect()
+}
+
+fn shown(gobgp: &Gobgp, prefix: &str) -> Vec<Value> {
     let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
-    let shown = gobgp.ask_json(&format!("global rib -a {family} {prefix}")).ok()?;
+    let shown = gobgp.ask_json(&format!("global rib -a {family} {prefix}")).unwrap_or_default();
     // {"prefix": [path, ...]} or [path, ...], by version.
-    let paths = shown.as_array().or_else(|| shown.get(prefix)?.as_array())?;
-    let path = paths.first()?;
+    shown.as_array().or_else(|| shown.get(prefix)?.as_array()).cloned().unwrap_or_default()
+}
+
+fn seen(path: &Value) -> Option<Seen> {
     let mut seen = Seen { stale: path["stale"] == true, ..Seen::default() };
     let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
     for attribute in path["attrs"].as_array()? {

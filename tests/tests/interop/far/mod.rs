@@ -210,6 +210,16 @@ impl Far {
         }
     }
 
+    /// The AS_PATHs of all routes for a prefix that it has received.
+    pub(crate) fn paths(&self, prefix: &str) -> BTreeSet<String> {
+        match &self.router {
+            Router::Bird(bird) => bird::paths(bird, prefix),
+            Router::Frr(frr) => frr::paths(frr, prefix),
+            Router::Gobgp(gobgp) => gobgp::paths(gobgp, prefix),
+            Router::Openbgpd(_) => panic!("OpenBGPD is asked for its best route only"),
+        }
+    }
+
     /// Asks `remote` for its routes again (RFC 2918).
     pub(crate) fn refresh(&self, remote: IpAddr) {
         match &self.router {
