@@ -384,3 +384,49 @@ fn a_reader_that_goes_away_is_no_crash() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""));
 }
+
+/// A `kubectl` that knows one pod and repeats what it is to run there.
+fn kubectl(dir: &Path) {
+    let script = "#!/bin/sh
+case \"$*\" in
+*' get pods '*nodeName=n1,*) echo pod/manx-agent-x ;;
+*' get pods '*) ;;
+*) printf '%s\\n' \"$*\"; exit 7 ;;
+esac
+";
+    let path = dir.join("kubectl");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn with_kubectl(dir: &Path, program: &str, args: &[&str]) -> Output {
+    let path = format!("{}:/usr/bin:/bin", dir.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_manxctl"));
+    command.arg0(program).args(args).env("PATH", path).env_remove("MANX_NAMESPACE").output().unwrap()
+}
+
+#[test]
+fn another_nodes_agent_is_asked_in_its_own_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    kubectl(dir.path());
+    let out = with_kubectl(dir.path(), "kubectl-manx", &["--node", "n1", "peers", "-o", "json"]);
+    assert_eq!(out.status.code(), Some(7), "the pod's answer is ours");
+    assert_eq!(
+        String::from_utf8_lossy(&out.stdout),
+        "--namespace manx-system exec --stdin pod/manx-agent-x --container agent -- manxctl peers -o json\n"
+    );
+    let nobody = with_kubectl(dir.path(), "manxctl", &["peers", "--node=n2"]);
+    assert_eq!(nobody.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("no agent runs on node n2"));
+    let nowhere = with_kubectl(dir.path(), "kubectl-manx", &["peers"]);
+    assert_eq!(nowhere.status.code(), Some(2));
+}
+
+#[test]
+fn a_bundle_of_another_node_is_written_here() {
+    let dir = tempfile::tempdir().unwrap();
+    kubectl(dir.path());
+    let file = dir.path().join("x.tar.gz");
+    with_kubectl(dir.path(), "kubectl-manx", &["--node", "n1", "bundle", file.to_str().unwrap()]);
+    assert!(fs::read_to_string(&file).unwrap().ends_with("-- manxctl bundle -\n"));
+}

@@ -18,6 +18,18 @@ pub(crate) struct Cli {
     /// Run directory of the agent.
     #[arg(long, global = true, env = "MANX_RUN_DIR", default_value = "/run/manx", value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
+    /// Run this on another node, in the agent's pod there (by `kubectl exec`); `kubectl manx` wants it.
+    #[arg(long, global = true, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Namespace of the agents' pods, along with --node.
+    #[arg(
+        long,
+        global = true,
+        env = "MANX_NAMESPACE",
+        default_value = "manx-system",
+        value_name = "NAMESPACE"
+    )]
+    pub(crate) namespace: String,
     /// How to print.
     #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
     pub(crate) output: Format,
@@ -386,8 +398,9 @@ fn render_subcommands(command: &clap::Command, path: &str, page: &mut Vec<u8>) {
     for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
         let path = format!("{path} {}", sub.get_name());
         // What all commands take is told once, at the top.
-        let common =
-            |arg: &clap::Arg| ["run_dir", "output", "watch", "help"].contains(&arg.get_id().as_str());
+        let common = |arg: &clap::Arg| {
+            ["run_dir", "node", "namespace", "output", "watch", "help"].contains(&arg.get_id().as_str())
+        };
         let has_its_own = sub.get_arguments().any(|arg| !common(arg));
         if has_its_own || !sub.has_subcommands() {
             page.extend_from_slice(format!(".SH \"{}\"\n", path.to_uppercase()).as_bytes());

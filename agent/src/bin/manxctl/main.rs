@@ -18,6 +18,7 @@ mod history;
 mod import;
 mod output;
 mod policy;
+mod remote;
 mod show;
 mod text;
 mod validate;
@@ -40,6 +41,12 @@ use output::{Exit, Printer};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let printer = Printer::new(cli.output);
+    if let Some(result) = elsewhere(&cli) {
+        return result.unwrap_or_else(|failure| {
+            printer.failure(&failure);
+            failure.exit().into()
+        });
+    }
     let result = match &cli.command {
         Command::Completion { shell } => return cli::completion(*shell),
         Command::Man => return cli::man(),
@@ -59,6 +66,26 @@ fn main() -> ExitCode {
             printer.failure(&failure);
             failure.exit().into()
         }
+    }
+}
+
+/// Runs the command on another node, if that is where it is to run.
+fn elsewhere(cli: &Cli) -> Option<Result<ExitCode, Failure>> {
+    let here = matches!(cli.command, Command::Config { .. } | Command::Completion { .. } | Command::Man);
+    match &cli.node {
+        _ if here => None,
+        Some(node) => {
+            let bundle = match &cli.command {
+                Command::Bundle { file, .. } => Some(file.as_deref()),
+                _ => None,
+            };
+            Some(remote::run(node, &cli.namespace, bundle))
+        }
+        None if remote::is_plugin(std::env::args_os().next().as_deref()) => {
+            let text = "which node? kubectl manx --node NODE ...; kubectl get nodes lists them";
+            Some(Err(Failure::Usage(text.to_owned())))
+        }
+        None => None,
     }
 }
 

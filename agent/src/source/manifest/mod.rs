@@ -211,7 +211,7 @@ fn read(tree: &Tree, api_version: &str, kind: &str) -> Outcome {
         }
         ("projectcalico.org" | "crd.projectcalico.org", "BGPPeer" | "BGPConfiguration" | "BGPFilter") => {
             return Outcome::NotDone(format!(
-                "this version does not read {kind} of {api_version}; write it as {}/{}",
+                "this version does not read {kind} of {api_version}; `manxctl config import calico` says it as {}/{}",
                 config::GROUP,
                 config::VERSION
             ));
