@@ -5,15 +5,17 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::world::*;
 
-/// Stands before the real iptables-restore and refuses rules that log, as a kernel without the target does.
+/// Stands before the real iptables-restore and lets no rule through that logs: the table that it is in is refused, as by a kernel
+/// without the target.
 const REFUSES: &str = r#"#!/bin/sh
-rules=$(cat)
-case "$rules" in *"-j NFLOG"*)
-    echo "iptables-restore: line 1 failed: Couldn't load target NFLOG" >&2
-    exit 1 ;;
-esac
 PATH=${PATH#*:}
-printf '%s\n' "$rules" | exec "$(basename "$0")" "$@"
+while IFS= read -r line; do
+    case "$line" in *"-j NFLOG"*)
+        echo "Couldn't load target NFLOG" >&2
+        break ;;
+    esac
+    printf '%s\n' "$line"
+done | "$(basename "$0")" "$@"
 "#;
 
 #[test]
