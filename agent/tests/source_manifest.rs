@@ -169,7 +169,7 @@ fn kinds_that_do_not_concern_us_are_passed_over_in_silence() {
 #[case("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "does not enforce")]
 #[case("projectcalico.org/v3", "StagedNetworkPolicy", "does not enforce")]
 #[case("cilium.io/v2", "CiliumNetworkPolicy", "does not enforce")]
-#[case("projectcalico.org/v3", "BGPPeer", "write it as manx.dev/v1alpha1")]
+#[case("projectcalico.org/v3", "BGPPeer", "says it as manx.dev/v1alpha1")]
 fn what_would_concern_us_and_is_not_known_is_told(
     #[case] api_version: &str,
     #[case] kind: &str,
