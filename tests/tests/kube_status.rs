@@ -11,6 +11,7 @@ use manx_agent::status::node_state::NodeNow;
 use manx_agent::status::{self, Settings, Timing};
 use manx_agent::view::PeerRow;
 use manx_tests::apiserver::ApiServer;
+use manx_tests::wait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -71,14 +72,7 @@ impl Drop for Agent {
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < LIMIT, "{what}: not yet");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait::until(LIMIT, || look().ok_or(what)).expect("it comes").0
 }
 
 fn node(name: &str) -> Value {

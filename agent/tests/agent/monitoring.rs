@@ -28,14 +28,7 @@ fn alerts_and_dashboard_ask_only_for_metrics_that_the_agent_exports() {
         let text = node.http("/metrics").unwrap().1;
         metrics(&text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect::<String>())
     };
-    let mut missing = BTreeSet::new();
-    let start = std::time::Instant::now();
-    while start.elapsed() < PATIENCE {
-        missing = asked.difference(&exported()).cloned().collect();
-        if missing.is_empty() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    for name in &asked {
+        eventually(&format!("{name} is exported"), || exported().contains(name));
     }
-    panic!("asked for and not exported: {missing:?}");
 }

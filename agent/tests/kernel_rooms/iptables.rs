@@ -3,6 +3,8 @@
 use manx_agent::kernel::Family;
 use manx_agent::kernel::iptables::{Backend, Restorer, is_own_writer, legacy_tables, restore, save};
 
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
 use crate::netns::{in_namespace, run};
 
 const OURS: &str = "*filter\n:MANX-A - [0:0]\n-A MANX-A -s 192.0.2.0/24 -j DROP\nCOMMIT\n";
@@ -135,11 +137,9 @@ fn a_program_that_somebody_ended_is_replaced() {
         let [program] = program[..] else { panic!("one program stays: {program:?}") };
         let pid = nix::unistd::Pid::from_raw(program.try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-        // Its parent has not looked yet; /proc shows it as a zombie once it is gone.
-        let stat = || std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap_or_default();
-        while !(stat().is_empty() || stat().contains(") Z ")) {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        // It is dead, and its parent has not looked yet.
+        let died = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), died).unwrap();
         restorer.restore(Family::Ipv4, "*filter\n:MANX-B - [0:0]\n-A MANX-B -j DROP\nCOMMIT\n").unwrap();
         assert_eq!(rules("iptables-nft-save").len(), 2);
         assert!(!programs().contains(&program), "nothing is left of it");

@@ -89,13 +89,13 @@ impl Standing {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(self.end(words));
+                return Err(self.last_words(&words, None));
             }
             let [writable, readable, spoken] = self.wait(!unsent.is_empty(), left);
             if spoken {
                 // It closes its stderr by ending.
                 if take(&mut self.stderr, &mut words).is_err() {
-                    return Err(self.end(words));
+                    return Err(self.ended(&words));
                 }
                 words.truncate(MAX_WORDS);
             }
@@ -133,16 +133,15 @@ impl Standing {
         [sending && ready(&fds[2]), ready(&fds[0]), ready(&fds[1])]
     }
 
-    fn end(mut self, mut words: Vec<u8>) -> Ended {
-        while words.len() < MAX_WORDS && take(&mut self.stderr, &mut words).unwrap_or(false) {}
-        // Its stderr is closed just before it is gone; one that hangs is not waited for.
-        let deadline = Instant::now() + Duration::from_secs(1);
-        let mut status = None;
-        while status.is_none() && Instant::now() < deadline {
-            status = self.child.try_wait().ok().flatten();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ended { words: String::from_utf8_lossy(&words).trim().to_owned(), status, lines_before: self.lines }
+    /// Its stderr is closed: it is on its way out, and its status is there in a moment.
+    fn ended(mut self, words: &[u8]) -> Ended {
+        let status = self.child.wait().ok();
+        self.last_words(words, status)
+    }
+
+    fn last_words(&self, words: &[u8], status: Option<ExitStatus>) -> Ended {
+        let words = String::from_utf8_lossy(words).trim().to_owned();
+        Ended { words, status, lines_before: self.lines }
     }
 }
 
