@@ -28,7 +28,7 @@ pub struct Agent {
     pub netns: Netns,
     /// Where the release binaries are.
     pub bin_dir: PathBuf,
-    /// The manifest directory.
+    /// Where cluster state is: the manifest directory, or a kubeconfig file.
     pub manifests: PathBuf,
     /// Its run directory, conflist directory and log are in here.
     pub dir: PathBuf,
@@ -63,7 +63,8 @@ impl Agent {
         std::fs::create_dir_all(self.cni_conf_dir())?;
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut agent = self.netns.command(binary);
-        agent.arg("--node-name").arg(&self.node).arg("--manifests").arg(&self.manifests);
+        let source = if self.manifests.is_file() { "--kubeconfig" } else { "--manifests" };
+        agent.arg("--node-name").arg(&self.node).arg(source).arg(&self.manifests);
         agent.arg("--run-dir").arg(self.run_dir()).arg("--cni-conf-dir").arg(self.cni_conf_dir());
         agent.arg("--cni-bin-dir").arg(&self.cni_bin_dir).args(["--metrics-addr", METRICS]);
         agent.args(&self.extra);

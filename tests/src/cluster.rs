@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::apiserver::ApiServer;
 use crate::topology::Topology;
 
-/// A manifest directory that agents watch.
+/// A manifest directory that agents watch, or that an API server follows.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    server: Option<Arc<ApiServer>>,
 }
 
 impl Cluster {
@@ -21,7 +24,13 @@ impl Cluster {
     /// When it cannot be made.
     pub fn new(dir: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self { dir })
+        Ok(Self { dir, server: None })
+    }
+
+    /// The same, with an API server that holds at any time what the files say.
+    #[must_use]
+    pub fn served_by(self, server: Arc<ApiServer>) -> Self {
+        Self { server: Some(server), ..self }
     }
 
     /// Where the objects are.
@@ -50,7 +59,9 @@ impl Cluster {
         let hidden = self.dir.join(format!(".{name}.new"));
         let file = self.file(name);
         std::fs::write(&hidden, text).with_context(|| format!("cannot write {}", hidden.display()))?;
-        std::fs::rename(&hidden, &file).with_context(|| format!("cannot rename to {}", file.display()))
+        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::rename(&hidden, &file).with_context(|| format!("cannot rename to {}", file.display()))?;
+        self.server.as_ref().map_or(Ok(()), |server| server.replace(&before, text))
     }
 
     /// Removes `NAME.yaml`.
@@ -59,7 +70,9 @@ impl Cluster {
     /// When it is not there.
     pub fn remove(&self, name: &str) -> Result<()> {
         let file = self.file(name);
-        std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        self.server.as_ref().map_or(Ok(()), |server| server.replace(&before, ""))
     }
 
     /// Whether `NAME.yaml` is there.

@@ -1,13 +1,16 @@
 //! The standing lab: its namespaces, routers, agents and pods; brought up, found again, taken down.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, Agent};
+use crate::apiserver::{self, ApiServer};
 use crate::cluster::{self, Cluster};
 use crate::kubelet::{Kubelet, Pod, PodSpec};
 use crate::netns::{self, End, Netns};
@@ -19,6 +22,9 @@ use crate::wait;
 
 /// How long an agent may take from its start until it has written its conflist.
 const AGENT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where agents find the API server, each on the loopback of its own namespace.
+const API: &str = "127.0.0.1:6443";
 
 /// A lab that stands.
 pub struct Lab {
@@ -36,6 +42,17 @@ pub struct Lab {
     pub routers: BTreeMap<&'static str, Box<dyn Router>>,
     /// Pods by `NAMESPACE/NAME`.
     pub pods: BTreeMap<String, Pod>,
+    /// Doors of the API server in the nodes' namespaces, where agents read that instead of the directory.
+    doors: Vec<apiserver::Extra>,
+}
+
+/// Where the lab's agents read the cluster's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Source {
+    /// The manifest directory.
+    Manifests,
+    /// An API server that holds the same; it goes with the program that brought up the lab.
+    Api,
 }
 
 /// What is kept in the lab's directory so that a later command finds it again.
@@ -51,12 +68,15 @@ impl Lab {
     ///
     /// # Errors
     /// When something does not come up; what is there stays for a look, until [`down`] removes it.
-    pub fn up(name: &str, bin_dir: &Path) -> Result<Self> {
+    pub fn up(name: &str, bin_dir: &Path, source: Source) -> Result<Self> {
         for binary in ["manx-agent", "manx-cni", "manxctl"] {
             agent::binary(bin_dir, binary)?;
         }
         let mut lab = Self::fabric(name, bin_dir)?;
         lab.install_plugin(bin_dir)?;
+        if source == Source::Api {
+            lab.serve_api()?;
+        }
         lab.write_cluster()?;
         lab.start_agents()?;
         lab.save(bin_dir)?;
@@ -173,6 +193,7 @@ impl Lab {
             routers: BTreeMap::new(),
             processes: BTreeMap::new(),
             pods: BTreeMap::new(),
+            doors: Vec::new(),
             cluster,
             topology,
         };
@@ -282,6 +303,21 @@ impl Lab {
         std::fs::create_dir_all(&dir)?;
         std::fs::copy(agent::binary(bin_dir, "manx-cni")?, dir.join("manx"))
             .context("cannot install manx-cni")?;
+        Ok(())
+    }
+
+    /// An API server that follows the manifest directory, with a door in each node's namespace; agents find it there.
+    fn serve_api(&mut self) -> Result<()> {
+        let server = Arc::new(ApiServer::start()?);
+        let kubeconfig = self.dir().join("kubeconfig");
+        ApiServer::write_kubeconfig_for(&format!("http://{API}"), &kubeconfig, None)?;
+        for agent in self.agents.values_mut() {
+            let door =
+                agent.netns.enter(|| TcpListener::bind(API))?.context("port 6443 of a node is taken")?;
+            self.doors.push(server.serve_also(door)?);
+            agent.manifests.clone_from(&kubeconfig);
+        }
+        self.cluster = self.cluster.clone().served_by(server);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ pub mod bgp;
 pub mod cni;
 pub mod fib;
 pub mod floor;
+pub mod kube;
 pub mod policy;
 
 /// Routes where nobody asks for another number.

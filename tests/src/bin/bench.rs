@@ -68,6 +68,8 @@ enum What {
     Cni,
     /// A label and a policy to the kernel.
     Policy,
+    /// A large cluster from the Kubernetes API: time, memory, CPU, and a label to the kernel.
+    Kube,
 }
 
 fn main() -> ExitCode {
@@ -125,6 +127,9 @@ fn run(cli: &Cli) -> Result<()> {
     }
     if chosen(What::Policy) {
         bench::policy::run(&prefix, &bin_dir, cli.rounds)?;
+    }
+    if chosen(What::Kube) {
+        bench::kube::run(&prefix, &bin_dir)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use manx_tests::checks::{self, routing};
-use manx_tests::lab::{self, Lab};
+use manx_tests::lab::{self, Lab, Source};
 use manx_tests::probe::server::Server;
 use manx_tests::report::{Ms, Report};
 use manx_tests::{show, wait};
@@ -39,8 +39,11 @@ enum Verb {
     /// Bring it up, show it, check it, remove it.
     All {
         /// Leave it standing.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "source")]
         keep: bool,
+        /// Where its agents read the cluster's state.
+        #[arg(long, value_enum, default_value = "manifests")]
+        source: Source,
     },
 }
 
@@ -62,15 +65,15 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Check => Ok(check(&mut Lab::find(&cli.name)?)),
         Verb::Up => {
             remove_when_interrupted(&cli.name)?;
-            let lab = up(cli)?;
+            let lab = up(cli, Source::Manifests)?;
             show::tables(&lab)?;
             hints(&lab);
             Ok(true)
         }
-        Verb::All { keep } => {
+        Verb::All { keep, source } => {
             remove_when_interrupted(&cli.name)?;
             let removal = Removal { name: &cli.name, armed: !keep };
-            let outcome = up(cli).map(|mut lab| check(&mut lab));
+            let outcome = up(cli, source).map(|mut lab| check(&mut lab));
             // A lab that did not come up is a check that failed, and its last line is the same.
             let all_passed = outcome.unwrap_or_else(|error| {
                 let mut report = Report::new();
@@ -100,9 +103,9 @@ impl Drop for Removal<'_> {
     }
 }
 
-fn up(cli: &Cli) -> Result<Lab> {
+fn up(cli: &Cli, source: Source) -> Result<Lab> {
     let started = std::time::Instant::now();
-    let lab = Lab::up(&cli.name, &bin_dir(cli)?)?;
+    let lab = Lab::up(&cli.name, &bin_dir(cli)?, source)?;
     println!("the lab is up after {}", Ms(started.elapsed()));
     for pod in lab.pods.values() {
         println!(
