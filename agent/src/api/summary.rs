@@ -39,7 +39,7 @@ fn network_missing(api: &Api, facts: &Facts, peers: &[PeerRow]) -> Option<String
     if facts.conflist.is_none() {
         return Some("the CNI configuration is not written yet".to_owned());
     }
-    if api.policy.is_some() && (!facts.policy.closed || facts.policy.last_applied.is_none()) {
+    if api.policy.is_some() && (!facts.policy.closed || facts.policy.pending) {
         return Some("policy is not in the kernel yet".to_owned());
     }
     if api.bgp_enabled && facts.asn.is_none() {

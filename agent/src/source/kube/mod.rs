@@ -144,6 +144,7 @@ impl Source {
                 _ = tick.tick() => {}
                 () = self.updates.closed() => return,
             }
+            self.reap();
             while batch.len() < BATCH
                 && let Ok(news) = inbox.try_recv()
             {
@@ -173,6 +174,17 @@ impl Source {
             backoff: Backoff::new(seed, self.settings.timing.haste),
         };
         self.followers.spawn(follow.run())
+    }
+
+    /// Followers of Secrets that nobody wants any more have ended; one that broke takes the source, and so the agent, along.
+    fn reap(&mut self) {
+        while let Some(ended) = self.followers.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
     }
 
     fn take(&mut self, news: News, batch: &mut Vec<Update>) {

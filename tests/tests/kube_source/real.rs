@@ -1,0 +1,186 @@
+//! The same against the real thing, where `KUBEBUILDER_ASSETS` names a folder with `kube-apiserver` and `etcd`.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use hyper::Method;
+use manx_agent::source::Kind;
+use manx_agent::source::kube::{Access, Api, Call};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::follower::{Follower, LIMIT};
+
+const TOKEN: &str = "manx-test";
+/// Where the definitions of our kinds are.
+const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base/crds");
+
+#[test]
+fn a_real_server_is_followed_and_checks_our_kinds_as_they_are_defined() {
+    let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else {
+        eprintln!("skipped: KUBEBUILDER_ASSETS names no folder with kube-apiserver and etcd");
+        return;
+    };
+    let mut real = Real::start(&assets);
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    real.create("/api/v1/namespaces", &namespace("shop"));
+    let mut follower = real.follow();
+    follower.until("in sync", |f| f.in_sync && f.has(Kind::Namespace, "shop"));
+
+    // Kinds that appear are noticed.
+    for file in std::fs::read_dir(DEFINITIONS).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let definition: Value = serde_saphyr::from_str(&text).unwrap();
+        real.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition);
+    }
+    let filters = "/apis/manx.dev/v1alpha1/bgpfilters";
+    let filter = json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPFilter", "metadata": {"name": "racks"},
+                        "spec": {"ipv4": [{"action": "Accept"}]}});
+    real.create(filters, &filter);
+    follower.until("the filter", |f| f.has(Kind::BgpFilter, "racks"));
+    let peer = json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "metadata": {"name": "both"},
+                      "spec": {"peerIP": "192.0.2.1", "interface": "eth0", "asNumber": 65001}});
+    let (code, answer) = real.call(Method::POST, "/apis/manx.dev/v1alpha1/bgppeers", Some(&peer));
+    assert_eq!(code, 422, "exactly one of peerIP and interface: {answer}");
+
+    // The server restarts: what happened meanwhile is caught up with.
+    real.call(Method::DELETE, &format!("{filters}/racks"), None);
+    real.restart();
+    real.create("/api/v1/namespaces", &namespace("late"));
+    follower.until("caught up", |f| f.has(Kind::Namespace, "late") && !f.has(Kind::BgpFilter, "racks"));
+}
+
+/// A server with its storage.
+struct Real {
+    assets: PathBuf,
+    files: TempDir,
+    port: u16,
+    etcd: String,
+    processes: Vec<Child>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Real {
+    fn start(assets: &Path) -> Self {
+        let files = TempDir::new().unwrap();
+        let etcd = format!("http://127.0.0.1:{}", free_port());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut real = Real {
+            assets: assets.to_owned(),
+            port: free_port(),
+            etcd,
+            processes: Vec::new(),
+            runtime,
+            files,
+        };
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let data = real.file("etcd");
+        let storage = [
+            ("data-dir", data.as_str()),
+            ("listen-client-urls", &real.etcd),
+            ("advertise-client-urls", &real.etcd),
+            ("listen-peer-urls", &peer),
+            ("initial-advertise-peer-urls", &peer),
+            ("initial-cluster", &format!("default={peer}")),
+        ];
+        real.processes.push(real.spawn("etcd", &storage));
+        std::fs::write(real.file("tokens.csv"), format!("{TOKEN},admin,1,system:masters\n")).unwrap();
+        let made = Command::new("openssl").args(["genrsa", "-out", &real.file("sa.key"), "2048"]).status();
+        assert!(made.is_ok_and(|status| status.success()), "openssl makes a key for service accounts");
+        let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "real",
+            "clusters": [{"name": "real", "cluster": {"server": format!("https://127.0.0.1:{}", real.port),
+                          "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "real", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "real", "context": {"cluster": "real", "user": "real"}}]});
+        std::fs::write(real.file("kubeconfig"), config.to_string()).unwrap();
+        real.start_server();
+        real
+    }
+
+    fn start_server(&mut self) {
+        let key = self.file("sa.key");
+        let options = [
+            ("etcd-servers", self.etcd.as_str()),
+            ("bind-address", "127.0.0.1"),
+            ("secure-port", &self.port.to_string()),
+            ("cert-dir", &self.file("certificates")),
+            ("token-auth-file", &self.file("tokens.csv")),
+            ("authorization-mode", "RBAC"),
+            ("service-account-issuer", "https://kubernetes.default.svc"),
+            ("service-account-key-file", &key),
+            ("service-account-signing-key-file", &key),
+            ("service-cluster-ip-range", "10.96.0.0/24"),
+            ("disable-admission-plugins", "ServiceAccount"),
+        ];
+        let server = self.spawn("kube-apiserver", &options);
+        self.processes.push(server);
+        let start = Instant::now();
+        while self.try_call(Method::GET, "/readyz", None).is_none_or(|(code, _)| code != 200) {
+            assert!(start.elapsed() < 4 * LIMIT, "kube-apiserver is not ready");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    }
+
+    fn restart(&mut self) {
+        let mut server = self.processes.pop().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        self.start_server();
+    }
+
+    fn spawn(&self, program: &str, options: &[(&str, &str)]) -> Child {
+        let mut command = Command::new(self.assets.join(program));
+        command.args(options.iter().map(|(name, value)| format!("--{name}={value}")));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn follow(&self) -> Follower {
+        Follower::by(&PathBuf::from(self.file("kubeconfig")), TempDir::new().unwrap())
+    }
+
+    fn create(&self, path: &str, object: &Value) {
+        let start = Instant::now();
+        loop {
+            let (code, answer) = self.call(Method::POST, path, Some(object));
+            // A kind that was defined just now is not served yet.
+            if code != 404 || start.elapsed() > LIMIT {
+                assert_eq!(code, 201, "{path}: {answer}");
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+
+    fn call(&self, method: Method, path: &str, object: Option<&Value>) -> (u16, Value) {
+        self.try_call(method, path, object).expect("the server answers")
+    }
+
+    fn try_call(&self, method: Method, path: &str, object: Option<&Value>) -> Option<(u16, Value)> {
+        let access = Access::Kubeconfig(PathBuf::from(self.file("kubeconfig")));
+        self.runtime.block_on(async {
+            let api = Api::new(access).await.unwrap();
+            let call = object.map(|value| Call { content_type: "application/json", value });
+            api.call(method, path, call).await.ok()
+        })
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.files.path().join(name).display().to_string()
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
