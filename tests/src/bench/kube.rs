@@ -62,9 +62,9 @@ pub fn run(prefix: &str, bin_dir: &Path) -> Result<()> {
     };
     let started = Instant::now();
     let process = agent.start()?;
-    let in_sync = || match agent.manxctl_json(&["status"]) {
-        Ok(status) if status["source"]["inSync"] == json!(true) => Ok(()),
-        Ok(status) => Err(status["source"].to_string()),
+    let in_sync = || match agent.ask("/v1/status") {
+        Ok((_, status)) if status["source"]["inSync"] == json!(true) => Ok(()),
+        Ok((_, status)) => Err(status["source"].to_string()),
         Err(error) => Err(error.to_string()),
     };
     wait::until(LIMIT, in_sync).map_err(|last| anyhow::anyhow!("not in sync: {last}"))?;
