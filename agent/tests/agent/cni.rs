@@ -198,6 +198,25 @@ fn add_is_confirmed_when_the_pod_of_that_very_uid_is_known_and_its_policy_in_the
     assert!(rules.contains(&web.interface) && rules.contains("--dport 80"), "{rules}");
 }
 
+/// The runtime knows a static pod by the hash of its manifest; the API knows its mirror, under a uid of its own.
+#[test]
+fn add_of_a_static_pod_is_confirmed_by_its_mirror_pods_hash_and_no_other() {
+    let (node, _agent) = shop();
+    node.manifest("policy.yaml", POLICY);
+    let web = attachment("web", Some("0123456789abcdef0123456789abcdef"), 5);
+    node.attach(&web);
+    let mirror = |hash: &str| {
+        let annotations = format!("uid: u1, annotations: {{kubernetes.io/config.mirror: {hash}}}");
+        pod("web", "u1", "{role: web}", "10.200.1.5").replace("uid: u1", &annotations)
+    };
+    node.manifest("web.yaml", &mirror("fedcba9876543210fedcba9876543210"));
+    eventually("known", || node.manxctl(&["policy", "for", "shop/web"]).code == 0);
+    unanswered(&node, &web);
+    node.manifest("web.yaml", &mirror("0123456789abcdef0123456789abcdef"));
+    confirmed(&node, &web);
+    assert!(node.net.rules().contains("--dport 80"));
+}
+
 #[test]
 fn policies_of_every_kind_take_effect_and_are_explained_to_the_live_counter() {
     let (node, _agent) = shop();

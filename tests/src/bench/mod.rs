@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 pub mod bgp;
 pub mod cni;
+pub mod crowd;
 pub mod fib;
 pub mod floor;
 pub mod kube;

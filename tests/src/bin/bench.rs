@@ -66,7 +66,7 @@ enum What {
     Small,
     /// CNI ADD and DEL, against ptp + host-local.
     Cni,
-    /// A label and a policy to the kernel.
+    /// A label and a policy to the kernel; both, cold start, memory and a packet's cost in a cluster of 10,000 pods.
     Policy,
     /// A large cluster from the Kubernetes API: time, memory, CPU, and a label to the kernel.
     Kube,
@@ -127,6 +127,8 @@ fn run(cli: &Cli) -> Result<()> {
     }
     if chosen(What::Policy) {
         bench::policy::run(&prefix, &bin_dir, cli.rounds)?;
+        bench::crowd::run(&prefix, cli.rounds)?;
+        bench::crowd::memory(&prefix, &bin_dir)?;
     }
     if chosen(What::Kube) {
         bench::kube::run(&prefix, &bin_dir)?;

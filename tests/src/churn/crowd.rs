@@ -1,6 +1,7 @@
 //! A large cluster as values: pods by the thousand, policies in their namespaces, changes without end. What a number stands for
 //! never changes, so that a run can be told by its seed.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use manx_policy::model::{
@@ -8,6 +9,7 @@ use manx_policy::model::{
     PodId, PodRef, PodSelector, Policy, PolicyId, Port, Protocol, Rule, Tier, Update,
 };
 use manx_policy::selector::Selector;
+use serde_json::{Value, json};
 
 /// Namespaces, over which pods and policies are spread.
 pub const NAMESPACES: usize = 50;
@@ -158,6 +160,69 @@ pub fn policy(i: usize, turn: usize) -> Update {
     })
 }
 
+/// The same cluster as Kubernetes objects.
+pub fn manifests(size: Size) -> Vec<Value> {
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
+        "spec": {"podCIDRs": ["10.128.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}]},
+    })];
+    for i in 0..NAMESPACES {
+        let Update::SetNamespace(namespace) = namespace(i, i) else {
+            unreachable!("a namespace was asked for")
+        };
+        let labels: BTreeMap<&str, &str> = namespace.labels.iter().map(|(k, v)| (&**k, &**v)).collect();
+        let metadata = json!({"name": &*namespace.name, "labels": labels});
+        objects.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
+    }
+    for i in 0..size.pods {
+        let Update::SetPod(pod) = pod(i, i) else { unreachable!("a pod was asked for") };
+        let labels: BTreeMap<&str, &str> = pod.labels.iter().map(|(k, v)| (&**k, &**v)).collect();
+        let ports = json!([{"name": "http", "containerPort": HTTP, "protocol": "UDP"}]);
+        let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+        let (namespace, name) = (&*pod.id.namespace, &*pod.id.name);
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "uid": &*pod.uid, "labels": labels},
+            "spec": {"nodeName": pod.node.as_deref(), "containers": [{"name": "main", "image": "crowd", "ports": ports}]},
+            "status": {"phase": "Running", "podIPs": ips},
+        }));
+    }
+    for i in 0..size.policies {
+        objects.push(policy_object(i, i));
+    }
+    objects
+}
+
+/// What [`policy`] makes, as its spec says it.
+fn policy_object(i: usize, turn: usize) -> Value {
+    let n = i / NAMESPACES;
+    let color = |k: usize| json!({"matchLabels": {"color": COLORS[k % COLORS.len()]}});
+    let team = |k: usize| json!({"matchLabels": {"team": format!("team-{}", k % TEAMS)}});
+    let of_team = |t: usize, c: usize| json!({"namespaceSelector": team(t), "podSelector": color(c)});
+    let everyone_of = |c: usize| json!({"namespaceSelector": {}, "podSelector": color(c)});
+    let named = json!([{"protocol": "UDP", "port": "http"}]);
+    let number = json!([{"protocol": "UDP", "port": PORTS[1]}]);
+    let subject = match n % 5 {
+        0 => json!({}),
+        _ => json!({"matchLabels": {"app": format!("app-{}", (i + n) % 7)}}),
+    };
+    let mut spec = json!({
+        "podSelector": subject, "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [of_team(turn, turn + n)], "ports": &named},
+            {"from": [{"podSelector": {}}, of_team(turn + 1, n)], "ports": &number},
+        ],
+    });
+    if n.is_multiple_of(4) {
+        let peers = [everyone_of(turn), everyone_of(turn + 1)];
+        spec["policyTypes"] = json!(["Ingress", "Egress"]);
+        spec["egress"] = json!([{"to": &peers, "ports": &named}, {"to": &peers, "ports": &number}]);
+    }
+    let metadata = json!({"namespace": format!("ns-{}", i % NAMESPACES), "name": format!("policy-{n}")});
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
+}
+
 /// Pseudo-random numbers (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Dice(pub u64);
@@ -186,5 +251,22 @@ pub fn change(dice: &mut Dice, size: Size, watched: &[usize]) -> Update {
         }
         k if k % 2 == 0 => pod(watched[dice.roll(watched.len())], turn),
         _ => pod(dice.roll(size.pods), turn),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read from manifests and what is made of values is one cluster.
+    #[test]
+    fn manifests_say_what_the_values_say() {
+        for i in [0, 1, 60, 210, 999] {
+            let read = serde_json::from_value(policy_object(i, i)).expect("a NetworkPolicy");
+            let Ok(mut read) = manx_policy::k8s::network_policy(&read) else { panic!("policy {i}") };
+            let Update::SetPolicy(made) = policy(i, i) else { panic!("policy {i}") };
+            read.generation = made.generation;
+            assert_eq!(read, made);
+        }
     }
 }

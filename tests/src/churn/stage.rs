@@ -29,25 +29,31 @@ const QUIET: Duration = Duration::from_millis(300);
 /// The node's end of every link.
 const MAC: &str = "02:00:00:00:00:01";
 
-/// What stands until it is dropped.
-pub struct Stage {
+/// Namespaces that stand until it is dropped.
+pub struct Ground {
     /// The node.
     pub node: Netns,
     /// Pods that are namespaces.
     pub pods: Vec<Netns>,
     /// Where all other pods' addresses are.
     pub world: Netns,
-    /// The way to the policy thread.
-    pub policy: PolicyHandle,
     _guard: Guard,
 }
 
-impl Stage {
-    /// Brings it up, with so many pods on the node.
+/// The same with the policy thread on the node.
+pub struct Stage {
+    /// Where.
+    pub ground: Ground,
+    /// The way to the policy thread.
+    pub policy: PolicyHandle,
+}
+
+impl Ground {
+    /// Makes it, with so many pods on the node.
     ///
     /// # Errors
     /// When something cannot be made; needs root.
-    pub fn up(prefix: &str, pods: usize, backend: Backend) -> Result<Self> {
+    pub fn new(prefix: &str, pods: usize) -> Result<Self> {
         let guard = Guard::new(&format!("{prefix}-"))?;
         let node = Netns::create(&format!("{prefix}-node"))?;
         for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
@@ -77,12 +83,23 @@ impl Stage {
             }
             made.push(pod);
         }
-        let policy = node.enter(|| -> Result<PolicyHandle> {
+        Ok(Ground { node, pods: made, world, _guard: guard })
+    }
+}
+
+impl Stage {
+    /// Brings it up, with so many pods on the node.
+    ///
+    /// # Errors
+    /// When something cannot be made; needs root.
+    pub fn up(prefix: &str, pods: usize, backend: Backend) -> Result<Self> {
+        let ground = Ground::new(prefix, pods)?;
+        let policy = ground.node.enter(|| -> Result<PolicyHandle> {
             let engine = Engine::new(EngineConfig::new(NODE))?;
             let kernel = PolicyKernel::open(Some(backend))?;
             Ok(policy_worker::spawn(engine, kernel, Health::default(), |_| {})?)
         })??;
-        Ok(Stage { node, pods: made, world, policy, _guard: guard })
+        Ok(Stage { ground, policy })
     }
 
     /// Sends until `done`, between all of `watched`, the first `speaking` of which are on the node; to those alone. Returns what was
@@ -107,12 +124,13 @@ impl Stage {
                     sent.lock().expect("nobody panics").extend(netns.enter(work).expect("it is there"));
                 }
             };
-            let mut mouths: Vec<_> =
-                (0..speaking).map(|i| scope.spawn(talk(self.pods[i].clone(), vec![i], i as u64))).collect();
+            let mut mouths: Vec<_> = (0..speaking)
+                .map(|i| scope.spawn(talk(self.ground.pods[i].clone(), vec![i], i as u64)))
+                .collect();
             // Four for the rest of the cluster, which speaks through one namespace.
             for k in 0..4 {
                 let own = watched[speaking..].iter().copied().skip(k).step_by(4).collect();
-                mouths.push(scope.spawn(talk(self.world.clone(), own, 1000 + k as u64)));
+                mouths.push(scope.spawn(talk(self.ground.world.clone(), own, 1000 + k as u64)));
             }
             mouths.into_iter().for_each(|mouth| mouth.join().expect("sending does not panic"));
             std::thread::sleep(QUIET);
@@ -124,7 +142,7 @@ impl Stage {
 
     fn ears(&self) -> Result<Vec<UdpSocket>> {
         let mut ears = Vec::new();
-        for (i, pod) in self.pods.iter().enumerate() {
+        for (i, pod) in self.ground.pods.iter().enumerate() {
             for port in PORTS {
                 for v6 in [false, true] {
                     let at = SocketAddr::new(address(i, v6), port);
