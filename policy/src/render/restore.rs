@@ -6,6 +6,9 @@ use std::fmt::Write as _;
 use super::Line;
 use crate::ir::Table;
 
+/// Two lists of rules are compared rule by rule if that takes no more comparisons: some milliseconds.
+const MAX_CELLS: usize = 1 << 20;
+
 /// Changes to the tables of one family.
 #[derive(Debug, Default)]
 pub struct Script {
@@ -25,28 +28,35 @@ struct TableScript {
 }
 
 impl Script {
-    /// Makes a chain hold exactly `new`. `old` is what it holds, `None` if it does not exist. Rules at its beginning and at
-    /// its end that stay are not touched and keep their counters.
+    /// Makes a chain hold exactly `new`. `old` is what it holds, `None` if it does not exist. Rules that stay are not touched
+    /// and keep their counters.
     pub fn chain(&mut self, table: Table, name: &str, old: Option<&[Line]>, new: &[Line]) {
         let script = self.tables.entry(table).or_default();
-        let (head, tail) = old.map_or((0, 0), |old| common(old, new));
-        let old_length = old.map_or(0, <[Line]>::len);
-        if head + tail == 0 {
+        let old = old.unwrap_or_default();
+        let kept = kept(old, new);
+        if kept.is_empty() {
             put(&mut script.declared, format_args!(":{name} - [0:0]"));
             for line in new {
                 put(&mut script.rules, format_args!("-A {name} {}", line.spec));
             }
             return;
         }
-        for _ in head..old_length - tail {
-            put(&mut script.rules, format_args!("-D {name} {}", head + 1));
-        }
-        for (index, line) in new.iter().enumerate().take(new.len() - tail).skip(head) {
-            if tail == 0 {
-                put(&mut script.rules, format_args!("-A {name} {}", line.spec));
-            } else {
-                put(&mut script.rules, format_args!("-I {name} {} {}", index + 1, line.spec));
+        // From the first rule to the last, so that all before the present place is as it shall be: it counts from 1.
+        let (mut place, mut next_old, mut next_new) = (1, 0, 0);
+        for (keep_old, keep_new) in kept.into_iter().chain([(old.len(), new.len())]) {
+            for _ in next_old..keep_old {
+                put(&mut script.rules, format_args!("-D {name} {place}"));
             }
+            for line in &new[next_new..keep_new] {
+                if keep_old == old.len() {
+                    put(&mut script.rules, format_args!("-A {name} {}", line.spec));
+                } else {
+                    put(&mut script.rules, format_args!("-I {name} {place} {}", line.spec));
+                }
+                place += 1;
+            }
+            place += 1;
+            (next_old, next_new) = (keep_old + 1, keep_new + 1);
         }
     }
 
@@ -85,10 +95,114 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to a String succeeds");
 }
 
-/// How many rules at the beginning and at the end stay as they are.
-fn common(old: &[Line], new: &[Line]) -> (usize, usize) {
+/// Which rules stay, by their places in both lists, in order: of those between the ones that agree at the beginning and at
+/// the end the longest common subsequence, unless there are so many that it would take longer than to write them anew.
+fn kept(old: &[Line], new: &[Line]) -> Vec<(usize, usize)> {
     let equal = |(a, b): &(&Line, &Line)| a.hash.is_some() && a.hash == b.hash;
     let head = old.iter().zip(new).take_while(equal).count();
     let tail = old[head..].iter().rev().zip(new[head..].iter().rev()).take_while(equal).count();
-    (head, tail)
+    let (rows, columns) = (old.len() - tail - head, new.len() - tail - head);
+    let mut kept: Vec<(usize, usize)> = (0..head).map(|at| (at, at)).collect();
+    if rows * columns <= MAX_CELLS {
+        // Of the lists from a row and a column on: how many rules they have in common.
+        let width = columns + 1;
+        let mut common = vec![0_u32; (rows + 1) * width];
+        let same = |row: usize, column: usize| equal(&(&old[head + row], &new[head + column]));
+        for row in (0..rows).rev() {
+            for column in (0..columns).rev() {
+                common[row * width + column] = match same(row, column) {
+                    true => common[(row + 1) * width + column + 1] + 1,
+                    false => common[(row + 1) * width + column].max(common[row * width + column + 1]),
+                };
+            }
+        }
+        let (mut row, mut column) = (0, 0);
+        while row < rows && column < columns {
+            if same(row, column) {
+                kept.push((head + row, head + column));
+                (row, column) = (row + 1, column + 1);
+            } else if common[(row + 1) * width + column] >= common[row * width + column + 1] {
+                row += 1;
+            } else {
+                column += 1;
+            }
+        }
+    }
+    kept.extend((0..tail).rev().map(|back| (old.len() - 1 - back, new.len() - 1 - back)));
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Rule, Verdict};
+    use crate::render::line;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn rules(names: &str) -> Vec<Line> {
+        let rule = |name: char| Rule {
+            matches: Default::default(),
+            verdict: Verdict::Drop,
+            comment: name.to_string(),
+            origin: None,
+        };
+        names.chars().map(|name| line("C", &rule(name))).collect()
+    }
+
+    /// What becomes of the chain, by the names of its rules, and the commands that it took.
+    fn carried_out(old: &str, new: &str) -> (String, Vec<String>) {
+        let mut script = Script::default();
+        script.chain(Table::Filter, "C", Some(&rules(old)), &rules(new));
+        let text = script.text().expect("a script");
+        let commands: Vec<String> = text
+            .lines()
+            .filter(|line| !line.starts_with(['*']) && *line != "COMMIT")
+            .map(String::from)
+            .collect();
+        let mut chain: Vec<char> = old.chars().collect();
+        for command in &commands {
+            let name = || command.split('"').nth(1).expect("a comment").chars().last().expect("a name");
+            let words: Vec<&str> = command.split(' ').collect();
+            let place = || words[2].parse::<usize>().expect("a place") - 1;
+            match words[0] {
+                ":C" => chain.clear(),
+                "-A" => chain.push(name()),
+                "-I" => chain.insert(place(), name()),
+                "-D" => _ = chain.remove(place()),
+                other => panic!("{other}"),
+            }
+        }
+        (chain.into_iter().collect(), commands)
+    }
+
+    #[test]
+    fn rules_between_two_new_ones_are_not_touched() {
+        let (chain, commands) = carried_out("bdz", "abcdz");
+        assert_eq!(chain, "abcdz");
+        assert!(commands[0].starts_with("-I C 1 ") && commands[1].starts_with("-I C 3 "), "{commands:?}");
+        assert_eq!(commands.len(), 2);
+    }
+
+    #[test]
+    fn what_stays_is_not_written_again() {
+        proptest!(|(old in vec(0..6_u8, 0..9), new in vec(0..6_u8, 0..9))| {
+            let names = |list: &[u8]| list.iter().map(|n| char::from(b'a' + n)).collect::<String>();
+            let (chain, commands) = carried_out(&names(&old), &names(&new));
+            prop_assert_eq!(chain, names(&new));
+            // By brute force: no common subsequence is longer.
+            let longest = (0..1_u32 << old.len())
+                .filter(|pick| {
+                    let mut rest = new.iter();
+                    let mut picked = old.iter().enumerate().filter(|(at, _)| pick >> at & 1 == 1);
+                    picked.all(|(_, rule)| rest.any(|other| other == rule))
+                })
+                .map(|pick| pick.count_ones() as usize)
+                .max();
+            let longest = longest.expect("the empty one");
+            if longest > 0 {
+                prop_assert_eq!(commands.len(), old.len() + new.len() - 2 * longest);
+            }
+        });
+    }
 }
