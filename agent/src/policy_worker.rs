@@ -46,6 +46,12 @@ const MEND_PACE: Duration = Duration::from_millis(250);
 const DOUBT_PACE: Duration = Duration::from_secs(5);
 /// How often the members of our sets are counted: so long, and no longer, is what a stranger opens by emptying a set open.
 const COUNT_PACE: Duration = Duration::from_secs(1);
+/// What pods that have gone leave behind is tidied away when no pod has come for so long,
+const TIDY_PACE: Duration = Duration::from_millis(500);
+/// or has lain there for so long,
+const TIDY_LATEST: Duration = Duration::from_secs(3);
+/// or is so much.
+const MAX_LEFT: usize = 256;
 /// How often the thread says that it lives while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
@@ -208,6 +214,8 @@ pub fn spawn(
         mend_at: None,
         count_at: Instant::now(),
         mended_at: Instant::now(),
+        left_since: None,
+        pod_at: Instant::now(),
     };
     std::thread::Builder::new().name("policy".into()).spawn(move || worker.run(&outbox))?;
     Ok(PolicyHandle { inbox })
@@ -240,6 +248,10 @@ struct Worker {
     count_at: Instant,
     /// When they were last read for that reason.
     mended_at: Instant,
+    /// Since when something has been left behind.
+    left_since: Option<Instant>,
+    /// When a pod last came.
+    pod_at: Instant,
 }
 
 impl Worker {
@@ -247,11 +259,12 @@ impl Worker {
         self.shown.backend = Some(self.kernel.backend().to_string());
         loop {
             self.health.beat("policy", Instant::now());
+            let tidy_at = self.tidy();
             self.apply();
             self.answer();
             let look_at = self.look();
             let count_at = self.retry_at.is_none().then_some(self.count_at);
-            let until = [self.retry_at, look_at, self.mend_at, count_at]
+            let until = [self.retry_at, look_at, self.mend_at, count_at, tidy_at]
                 .into_iter()
                 .flatten()
                 .fold(self.audit_at, Instant::min);
@@ -266,6 +279,7 @@ impl Worker {
                     Input::Updates(updates) => updates.into_iter().for_each(|u| self.engine.apply(u)),
                     Input::InSync => self.engine.set_in_sync(true),
                     Input::Confirm(endpoint, answer) => {
+                        self.pod_at = Instant::now();
                         self.waiting.entry(endpoint).or_default().push(answer);
                     }
                     Input::Query(ask) => ask(&self.engine, &self.shown),
@@ -313,6 +327,25 @@ impl Worker {
         if before != self.shown {
             (self.notify)(&self.shown);
         }
+    }
+
+    /// Has done away with what pods have left behind, at a moment when no pod's start is held up by it. Returns when to ask
+    /// again.
+    fn tidy(&mut self) -> Option<Instant> {
+        let left = self.engine.left();
+        if left == 0 {
+            self.left_since = None;
+            return None;
+        }
+        let now = Instant::now();
+        let since = *self.left_since.get_or_insert(now);
+        let due = (since.max(self.pod_at) + TIDY_PACE).min(since + TIDY_LATEST);
+        if now < due && left <= MAX_LEFT {
+            return Some(due);
+        }
+        self.engine.tidy();
+        self.left_since = None;
+        None
     }
 
     /// Has the flows looked for that the last changes concern, once these are in the kernel. Returns when to ask again.

@@ -51,7 +51,7 @@ use crate::model::{
 use crate::names::{policy_chain, set_name};
 use crate::verdict::{TUNNEL_PORTS, TUNNEL_PROTOCOLS};
 
-/// How many entries a dispatch chain may have before it becomes a branch.
+/// How many interfaces a dispatch chain below the root may name before it becomes a branch.
 pub const FAN_OUT: usize = 16;
 
 /// Chains that are there on every node, whatever is in force.
@@ -557,7 +557,9 @@ pub fn policy_words(policy: &PolicyId) -> String {
 
 const ICMP6: u8 = 58;
 
-/// Grows one dispatch tree. A chain with few interfaces names them all; one with many branches by their next character.
+/// Grows one dispatch tree. Its root branches by the next character, and so does a chain with many interfaces; one with few
+/// names them all. A root that named its first interfaces itself would have to be written anew when more come, and a pod's
+/// start would wait for the end of its old rules; so it only ever grows.
 struct Tree<'a> {
     root: &'a str,
     leaf: &'a str,
@@ -572,7 +574,7 @@ impl Tree<'_> {
         let common = names.first().map_or("", |name| &name[self.prefix.len()..depth]);
         let name = if common.is_empty() { self.root.to_string() } else { format!("{}-{common}", self.root) };
         let mut rules = Vec::new();
-        if names.len() <= FAN_OUT {
+        if names.len() <= FAN_OUT && depth > self.prefix.len() {
             rules.extend(names.iter().map(|interface| self.to_leaf(interface)));
         } else {
             let mut branches: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -582,8 +584,6 @@ impl Tree<'_> {
             for (beginning, interfaces) in branches {
                 if beginning.len() == depth {
                     rules.extend(interfaces.iter().map(|interface| self.to_leaf(interface)));
-                } else if let [interface] = interfaces.as_slice() {
-                    rules.push(self.to_leaf(interface));
                 } else {
                     let branch = self.grow(&interfaces, depth + 1);
                     let all = (self.side)(InterfaceMatch { name: beginning.to_string(), prefix: true });

@@ -28,6 +28,16 @@ pub struct Desired {
     changed: [BTreeSet<Key>; 2],
     /// Policy chains that stand closed in place of these, which the kernel refused, and its words.
     held: [BTreeMap<Key, Held>; 2],
+    /// What nobody needs any more waits to be tidied away.
+    lingers: bool,
+    left: Left,
+}
+
+/// Stays as it is although nobody needs it.
+#[derive(Debug, Default)]
+struct Left {
+    interfaces: BTreeSet<String>,
+    chains: BTreeSet<Key>,
 }
 
 #[derive(Debug)]
@@ -37,8 +47,8 @@ struct Held {
 }
 
 impl Desired {
-    /// With no endpoint: what closes every pod.
-    pub fn new(layout: Layout) -> Self {
+    /// With no endpoint: what closes every pod. `lingers`: what nobody needs any more stays until [`Desired::tidy`].
+    pub fn new(layout: Layout, lingers: bool) -> Self {
         let chains = Family::ALL.map(|family| closing(&layout, family));
         Desired {
             layout,
@@ -46,6 +56,8 @@ impl Desired {
             chains,
             changed: Default::default(),
             held: Default::default(),
+            lingers,
+            left: Left::default(),
         }
     }
 
@@ -107,6 +119,7 @@ impl Desired {
         for interface in interfaces {
             match dispatchable_on(calc, interface) {
                 Some(resolved) => {
+                    self.left.interfaces.remove(interface);
                     dispatch_changed |= self.interfaces.insert(interface.to_string());
                     for family in Family::ALL {
                         for placed in self.layout.endpoint(family, resolved) {
@@ -114,12 +127,12 @@ impl Desired {
                         }
                     }
                 }
-                None => {
-                    dispatch_changed |= self.interfaces.remove(interface);
-                    for (table, kind) in [(Table::Filter, "FE"), (Table::Filter, "TE"), (Table::Raw, "SE")] {
-                        self.remove(&(table, endpoint_chain(kind, interface)));
+                None if self.lingers => {
+                    if self.interfaces.contains(interface) {
+                        self.left.interfaces.insert(interface.to_string());
                     }
                 }
+                None => dispatch_changed |= self.forget(interface),
             }
         }
         if dispatch_changed {
@@ -135,9 +148,50 @@ impl Desired {
             }
             for direction in Direction::ALL {
                 if policy.is_none_or(|policy| policy.rules(direction).is_none()) {
-                    self.remove(&(Table::Filter, policy_chain(id, direction)));
+                    self.leave((Table::Filter, policy_chain(id, direction)));
                 }
             }
+        }
+    }
+
+    /// How many interfaces and chains are there that nobody needs.
+    pub fn left(&self) -> usize {
+        self.left.interfaces.len() + self.left.chains.len()
+    }
+
+    /// Does away with them.
+    pub fn tidy(&mut self) {
+        let Left { interfaces, chains } = std::mem::take(&mut self.left);
+        let mut dispatch_changed = false;
+        for interface in interfaces {
+            dispatch_changed |= self.forget(&interface);
+        }
+        if dispatch_changed {
+            self.redispatch();
+        }
+        for key in chains {
+            self.remove(&key);
+        }
+    }
+
+    /// The chains of this interface go; whether it was led to.
+    fn forget(&mut self, interface: &str) -> bool {
+        for (table, kind) in [(Table::Filter, "FE"), (Table::Filter, "TE"), (Table::Raw, "SE")] {
+            self.remove(&(table, endpoint_chain(kind, interface)));
+        }
+        self.interfaces.remove(interface)
+    }
+
+    /// Nobody needs this chain any more, unless it is one that stays a while.
+    fn leave(&mut self, key: Key) {
+        if !self.lingers {
+            return self.remove(&key);
+        }
+        for family in Family::ALL {
+            self.held[family as usize].remove(&key);
+        }
+        if self.chains.iter().any(|chains| chains.contains_key(&key)) {
+            self.left.chains.insert(key);
         }
     }
 
@@ -162,6 +216,7 @@ impl Desired {
 
     fn set(&mut self, family: Family, (table, chain): &(Table, Chain)) {
         let key = (*table, chain.name.clone());
+        self.left.chains.remove(&key);
         let lines = render::lines(chain);
         let chains = &mut self.chains[family as usize];
         if chains.get(&key).is_some_and(|known| render::same(known, &lines)) {

@@ -52,6 +52,10 @@ pub struct EngineConfig {
     pub jumps: JumpPosition,
     /// Whether drops are logged to NFLOG group [`crate::drops::NFLOG_GROUP`].
     pub log_drops: bool,
+    /// No pod gets the interface name of another that has gone, since names are made of attachments. Then nothing can come
+    /// by the rules of a pod that has gone, and they stay until [`Engine::tidy`]: whoever adds rules within some 15 ms after
+    /// others have been deleted waits in the kernel for the end of these, and a pod that starts would.
+    pub names_are_unique: bool,
 }
 
 impl EngineConfig {
@@ -63,6 +67,7 @@ impl EngineConfig {
             mark_mask: 0x0f00_0000,
             jumps: JumpPosition::Insert,
             log_drops: true,
+            names_are_unique: false,
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct Engine {
     desired: Desired,
     kernels: [Kernel; 2],
     in_sync: bool,
+    /// The next plan does away with what nobody needs any more.
+    tidying: bool,
     last_plan: PlanId,
     /// When the kernel was last read or written.
     last_seen: SystemTime,
@@ -151,18 +158,16 @@ impl Engine {
             return Err(ConfigError::InterfacePrefix(prefix));
         }
         let calc = Calc::new(&prefix);
-        let desired = Desired::new(Layout {
-            prefix,
-            marks,
-            guard: config.jumps == JumpPosition::Insert,
-            log: config.log_drops,
-        });
+        let layout =
+            Layout { prefix, marks, guard: config.jumps == JumpPosition::Insert, log: config.log_drops };
+        let desired = Desired::new(layout, config.names_are_unique);
         Ok(Engine {
             config,
             calc,
             desired,
             kernels: Family::ALL.map(Kernel::new),
             in_sync: false,
+            tidying: false,
             last_plan: PlanId::default(),
             last_seen: SystemTime::UNIX_EPOCH,
             in_flight: None,
@@ -215,6 +220,10 @@ impl Engine {
             }
         }
         self.desired.update(&changes, &self.calc);
+        self.mark_changed();
+    }
+
+    fn mark_changed(&mut self) {
         for family in Family::ALL {
             let changed = self.desired.take_changed(family);
             self.kernels[family as usize].mark(changed);
@@ -225,6 +234,16 @@ impl Engine {
     /// our names are swept. Before, only the closing dispatch is put where nothing is. It cannot be taken back.
     pub fn set_in_sync(&mut self, in_sync: bool) {
         self.in_sync |= in_sync;
+    }
+
+    /// How many interfaces, chains and sets stay in the kernel although nobody needs them.
+    pub fn left(&self) -> usize {
+        self.desired.left() + self.calc.members().idle()
+    }
+
+    /// The next plan does away with them.
+    pub fn tidy(&mut self) {
+        self.tidying = true;
     }
 
     /// What of the kernel must be read and given to [`Engine::observe`] before [`Engine::plan`] can go on.
@@ -240,7 +259,7 @@ impl Engine {
     /// The first set that has not as many members as it should, by what the kernel counts (its sets of our names). To be
     /// asked when nothing is left to plan; sets that the kernel has refused are passed over.
     pub fn miscounted(&self, counted: &BTreeMap<String, u32>) -> Option<String> {
-        let sets = self.calc.members().sets();
+        let sets = self.calc.members().all();
         let mut sets = sets.flat_map(|(_, set)| Family::ALL.map(|family| (family, set)));
         sets.find_map(|(family, set)| {
             let name = set_name(family, &set.suffix);
@@ -290,7 +309,14 @@ impl Engine {
         self.give_up_in_flight();
         let mut keys: [BTreeSet<Key>; 2] = Default::default();
         let mut steps = Vec::new();
-        let idle = if self.in_sync { self.calc.members_mut().take_idle() } else { Vec::new() };
+        let tidies = self.in_sync && (!self.config.names_are_unique || std::mem::take(&mut self.tidying));
+        let mut idle = Vec::new();
+        if tidies {
+            // Sets and the rules that name them go together.
+            self.desired.tidy();
+            self.mark_changed();
+            idle = self.calc.members_mut().take_idle();
+        }
         for family in Family::ALL {
             let kernel = &self.kernels[family as usize];
             if self.in_sync && kernel.knows_rules() && kernel.knows_sets() {
@@ -371,7 +397,7 @@ impl Engine {
     pub fn stop_logging(&mut self) {
         self.config.log_drops = false;
         let layout = Layout { log: false, ..self.desired.layout().clone() };
-        let mut desired = Desired::new(layout);
+        let mut desired = Desired::new(layout, self.config.names_are_unique);
         let everything = Changes {
             endpoints: self.calc.endpoints().keys().map(|id| (id.clone(), None)).collect(),
             policies: self.calc.active_policies().map(|policy| policy.id.clone()).collect(),

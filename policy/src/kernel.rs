@@ -259,7 +259,7 @@ impl Kernel {
         let sets = self.sets.as_mut().expect("the caller has checked");
         let mut steps = SetSteps::default();
         let candidates: Vec<_> =
-            if self.compare_sets { members.sets().map(|(id, _)| id).collect() } else { members.touched() };
+            if self.compare_sets { members.all().map(|(id, _)| id).collect() } else { members.touched() };
         // By name: which steps there are, and in which order, must not depend on the order of arrival.
         let mut named: Vec<(String, u32)> = candidates
             .into_iter()

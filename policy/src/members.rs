@@ -258,6 +258,11 @@ impl Members {
         }
     }
 
+    /// How many sets nobody wants.
+    pub fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
     /// Forgets the sets that nobody wants; returns their names' suffixes, sorted.
     pub fn take_idle(&mut self) -> Vec<String> {
         let mut suffixes = Vec::new();
@@ -278,7 +283,12 @@ impl Members {
 
     /// Every set that someone wants.
     pub fn sets(&self) -> impl Iterator<Item = (SetId, &DesiredSet)> {
-        self.sets.iter().filter(|(_, set)| set.users > 0).map(|(id, set)| (*id, set))
+        self.all().filter(|(_, set)| set.users > 0)
+    }
+
+    /// Those too that nobody wants any more and that are kept right until [`Members::take_idle`].
+    pub fn all(&self) -> impl Iterator<Item = (SetId, &DesiredSet)> {
+        self.sets.iter().map(|(id, set)| (*id, set))
     }
 
     /// One set.

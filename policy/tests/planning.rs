@@ -8,6 +8,8 @@ mod cluster;
 mod fake;
 #[path = "generate/flows.rs"]
 mod flows;
+#[path = "planning/leaving.rs"]
+mod leaving;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -48,7 +50,8 @@ fn look(engine: &mut Engine, kernel: &FakeKernel) {
     }
 }
 
-fn converge(engine: &mut Engine, kernel: &mut FakeKernel) {
+/// Carries out the next plan, and returns it.
+fn converge(engine: &mut Engine, kernel: &mut FakeKernel) -> Plan {
     look(engine, kernel);
     let plan = engine.plan();
     plan.steps.iter().for_each(|step| kernel.execute(step));
@@ -56,6 +59,7 @@ fn converge(engine: &mut Engine, kernel: &mut FakeKernel) {
         engine.applied(plan.id, done(&plan));
     }
     assert!(engine.plan().is_empty(), "one plan is enough");
+    plan
 }
 
 #[test]

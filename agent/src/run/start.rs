@@ -241,6 +241,8 @@ fn start_policy(
         interface_prefix: options.pod_interface_prefix.clone(),
         mark_mask: options.mark_mask,
         log_drops: !options.no_drop_log,
+        // Our own plugin's are; what another names its interfaces is not known.
+        names_are_unique: options.enabled(options::Feature::Cni),
         ..EngineConfig::new(&options.node_name)
     })?;
     attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));
