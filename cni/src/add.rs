@@ -1,16 +1,19 @@
-//! ADD: node.json, addresses, link, attachment, the agent's word, result. SIGKILL may come between any two of them, so
+//! ADD: node.json, addresses, attachment, link, the agent's word, result. SIGKILL may come between any two of them, so
 //! each step is found and undone by DEL, or repaired by the next ADD of the same attachment.
 //!
 //! ```text
-//! pending -> owner, addresses -> veth pair -> routes, neighbours -> attachment -> agent -> pending gone -> result
+//! pending -> owner, addresses -> attachment -> veth pair -> routes, neighbours -> pending gone -> result
+//!                                     `-> agent: policy into the kernel ------------^
 //! ```
+//!
+//! The agent needs names and addresses only, so it is asked before there is a link, and both work at the same time.
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
 
-use crate::agent::{self, AskError, Request, Response};
+use crate::agent::{AskError, Question, Request, Response};
 use crate::conf::NetConf;
 use crate::environment::PodArgs;
 use crate::ipam::Pool;
@@ -83,14 +86,6 @@ pub(crate) fn add(key: Key, path: &str, args: PodArgs, conf: &NetConf, now: u64)
         }
     };
     let wiring = Wiring { interface: interface.clone(), ifname: key.ifname.clone(), mac, mtu, ips };
-    let ends = match create(&store, &key, &wiring, &netns) {
-        Ok(ends) => ends,
-        Err(e) => {
-            // The pair is made whole or not at all: a host end of this name is not ours.
-            drop(remove::everything(&store, &key, None, now));
-            return Err(e.into());
-        }
-    };
     let attachment = Attachment {
         container_id: key.container_id.clone(),
         ifname: key.ifname.clone(),
@@ -103,8 +98,28 @@ pub(crate) fn add(key: Key, path: &str, args: PodArgs, conf: &NetConf, now: u64)
         ips: wiring.ips.clone(),
         created: now,
     };
+    if let Err(e) = pending.publish(&attachment) {
+        drop(remove::everything(&store, &key, None, now));
+        return Err(e.into());
+    }
+    let question = Question::put(&conf.run_dir, &Request::Confirm { attachment }, conf.policy_timeout);
+    let ends = match create(&store, &key, &wiring, &netns) {
+        Ok(ends) => ends,
+        Err(e) => {
+            // The pair is made whole or not at all: a host end of this name is not ours.
+            drop(remove::everything(&store, &key, None, now));
+            return Err(e.into());
+        }
+    };
     let attached = Attached { result: result(conf, &wiring, path), store, key, interface };
-    match finish(conf, &wiring, &netns, ends, attachment, &mut pending).and_then(|()| Ok(pending.finish()?)) {
+    let wired = link::set_up(&wiring, &netns, ends).map_err(Error::from);
+    let done = match wired.and_then(|()| confirmed(question, conf, &pending)) {
+        Ok(()) => pending.finish().map_err(Error::from),
+        // Whatever it is that fails: a DEL has taken it away.
+        Err(_) if !pending.is_wanted() => Ok(false),
+        Err(e) => Err(e),
+    };
+    match done {
         Ok(true) => Ok(attached),
         Ok(false) => {
             attached.undo(now);
@@ -164,19 +179,9 @@ fn is_anothers(store: &Store, key: &Key, interface: &str) -> bool {
         .any(|other| other != key && store.owned(other).is_some_and(|owned| owned.interface == interface))
 }
 
-/// From the pair that exists to the agent's word.
-fn finish(
-    conf: &NetConf,
-    wiring: &Wiring,
-    netns: &Netns,
-    ends: Ends,
-    attachment: Attachment,
-    pending: &mut Pending,
-) -> Result<(), Error> {
-    link::set_up(wiring, netns, ends)?;
-    pending.publish(&attachment)?;
-    let timeout = conf.policy_timeout;
-    match agent::ask_while(&conf.run_dir, &Request::Confirm { attachment }, timeout, || pending.is_wanted()) {
+/// Waits for the agent's word that the policy of this very pod is in force.
+fn confirmed(question: Question, conf: &NetConf, pending: &Pending) -> Result<(), Error> {
+    match question.answer(|| pending.is_wanted()) {
         Ok(Response::Ok {}) => Ok(()),
         Ok(Response::Error { msg, details, .. }) => Err(Error::new(code::TRY_AGAIN_LATER, msg, details)),
         Err(AskError::Withdrawn) => Err(deleted()),

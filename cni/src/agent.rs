@@ -11,7 +11,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,53 +88,68 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub fn ask(run_dir: &Path, request: &Request, patience: Duration) -> Result<Response, AskError> {
-    ask_while(run_dir, request, patience, || true)
+    Question::put(run_dir, request, patience).answer(|| true)
 }
 
-/// As [`ask`], for as long as `wanted` says so; that is looked at every 50 ms.
-///
-/// # Errors
-/// See [`AskError`].
-pub fn ask_while(
-    run_dir: &Path,
-    request: &Request,
+/// A question on its way: the agent may think while the asker does something else.
+#[derive(Debug)]
+pub struct Question {
+    run_dir: PathBuf,
+    line: Vec<u8>,
     patience: Duration,
-    wanted: impl Fn() -> bool,
-) -> Result<Response, AskError> {
-    let deadline = Instant::now() + patience;
-    let mut line = serde_json::to_vec(request).expect("a struct of strings is JSON");
-    line.push(b'\n');
-    loop {
-        let error = match converse(run_dir, &line, deadline, &wanted) {
-            Ok(answer) if answer.is_empty() => io::ErrorKind::UnexpectedEof.into(),
-            Ok(answer) => {
-                return serde_json::from_slice(&answer).map_err(|e| AskError::Garbled(e.to_string()));
+    deadline: Instant,
+    /// Where it has been put, or why it could not be.
+    put: io::Result<UnixStream>,
+}
+
+impl Question {
+    /// Asks, for an answer within `patience` from now. That nobody listens shows in [`Question::answer`].
+    pub fn put(run_dir: &Path, request: &Request, patience: Duration) -> Question {
+        let mut line = serde_json::to_vec(request).expect("a struct of strings is JSON");
+        line.push(b'\n');
+        let deadline = Instant::now() + patience;
+        let put = put(run_dir, &line, deadline);
+        Question { run_dir: run_dir.to_owned(), line, patience, deadline, put }
+    }
+
+    /// Waits for the answer for as long as `wanted` says so, which is looked at every 50 ms; asks again while nobody listens.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub fn answer(self, wanted: impl Fn() -> bool) -> Result<Response, AskError> {
+        let Question { run_dir, line, patience, deadline, put: mut stream } = self;
+        loop {
+            let error = match stream.and_then(|stream| read(stream, deadline, &wanted)) {
+                Ok(answer) if answer.is_empty() => io::ErrorKind::UnexpectedEof.into(),
+                Ok(answer) => {
+                    return serde_json::from_slice(&answer).map_err(|e| AskError::Garbled(e.to_string()));
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Err(AskError::TimedOut(patience));
+                }
+                Err(e) => e,
+            };
+            if !wanted() {
+                return Err(AskError::Withdrawn);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                return Err(AskError::TimedOut(patience));
+            // No socket, no listener, or hung up without a word: an agent that is being replaced looks like this.
+            if deadline.saturating_duration_since(Instant::now()) <= RETRY_PACE {
+                return Err(AskError::Unreachable(error));
             }
-            Err(e) => e,
-        };
-        if !wanted() {
-            return Err(AskError::Withdrawn);
+            thread::sleep(RETRY_PACE);
+            stream = put(&run_dir, &line, deadline);
         }
-        // No socket, no listener, or hung up without a word: an agent that is being replaced looks like this.
-        if deadline.saturating_duration_since(Instant::now()) <= RETRY_PACE {
-            return Err(AskError::Unreachable(error));
-        }
-        thread::sleep(RETRY_PACE);
     }
 }
 
-fn converse(
-    run_dir: &Path,
-    line: &[u8],
-    deadline: Instant,
-    wanted: &impl Fn() -> bool,
-) -> io::Result<Vec<u8>> {
+fn put(run_dir: &Path, line: &[u8], deadline: Instant) -> io::Result<UnixStream> {
     let mut stream = connect(run_dir)?;
     stream.set_write_timeout(Some(remaining(deadline)?))?;
     stream.write_all(line)?;
+    Ok(stream)
+}
+
+fn read(mut stream: UnixStream, deadline: Instant, wanted: &impl Fn() -> bool) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     while !answer.ends_with(b"\n") && (answer.len() as u64) < MAX_ANSWER {

@@ -289,7 +289,7 @@ fn addresses_are_free_only_when_the_add_that_a_del_ends_is_over() {
     let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
     node.agent(Manner::Slow(Duration::from_secs(60)));
     let add = node.spawn("ADD", &pods[0], &node.conf(&json!({})));
-    eventually("the question to the agent", || !node.requests().is_empty());
+    eventually("the link", || !node.ns.links().is_empty());
     let id = Pid::from_raw(i32::try_from(add.id()).unwrap());
     kill(id, Signal::SIGSTOP).unwrap();
     let del = node.spawn("DEL", &pods[0], &node.conf(&json!({})));
