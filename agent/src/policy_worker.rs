@@ -1,5 +1,6 @@
 //! The policy thread: owns the engine and the packet filter, so that neither BGP nor the API ever waits for
-//! `iptables-restore`, and so that changes which arrive while one is being applied go in together with the next.
+//! `iptables-restore`, and so that changes which arrive while one is being applied go in together with the next, policies and
+//! whom they speak of one after the other.
 //!
 //! ```text
 //! updates, questions -> inbox -> Engine::apply ... Engine::plan -> kernel -> Engine::applied -> answers
@@ -54,6 +55,9 @@ const TIDY_LATEST: Duration = Duration::from_secs(3);
 const MAX_LEFT: usize = 256;
 /// How often the thread says that it lives while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// At most so many times the changes that were found in the inbox are divided, so that policies and members go in one after
+/// the other as they came. Who is further behind than that takes in all members first and then all policies.
+const DIVISIONS: usize = 16;
 /// At most so many plans in a row before the inbox is looked at again: more mean that the kernel never agrees with
 /// what was written, which is a fault to report and retry slowly, not to spin on.
 const PLANS_IN_A_ROW: usize = 8;
@@ -254,6 +258,14 @@ struct Worker {
     pod_at: Instant,
 }
 
+/// In which order the changes of one inbox go in.
+struct Order {
+    /// How often the kernel may be brought up to date before a change.
+    divisions: usize,
+    /// Changes of policies that go in after all others.
+    policies: Vec<Update>,
+}
+
 impl Worker {
     fn run(mut self, inbox: &Receiver<Input>) {
         self.shown.backend = Some(self.kernel.backend().to_string());
@@ -274,15 +286,19 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            let mut order = Order { divisions: DIVISIONS, policies: Vec::new() };
+            let mut questions = Vec::new();
             for input in first.into_iter().chain(inbox.try_iter()) {
                 match input {
-                    Input::Updates(updates) => updates.into_iter().for_each(|u| self.engine.apply(u)),
+                    Input::Updates(updates) => {
+                        updates.into_iter().for_each(|update| self.take(update, &mut order));
+                    }
                     Input::InSync => self.engine.set_in_sync(true),
                     Input::Confirm(endpoint, answer) => {
                         self.pod_at = Instant::now();
                         self.waiting.entry(endpoint).or_default().push(answer);
                     }
-                    Input::Query(ask) => ask(&self.engine, &self.shown),
+                    Input::Query(ask) => questions.push(ask),
                     Input::Found(found) => self.judge(found),
                     Input::Disturbed(pace) => {
                         let earliest = (self.mended_at + pace).max(Instant::now());
@@ -291,7 +307,29 @@ impl Worker {
                     Input::Stop(_done) => return,
                 }
             }
+            if order.policies.first().is_some_and(|update| self.engine.must_go_first(update)) {
+                self.apply();
+            }
+            order.policies.into_iter().for_each(|update| self.engine.apply(update));
+            // Who asks after a change hears of a kernel that has it, or why it has not.
+            if !questions.is_empty() {
+                self.apply();
+                questions.into_iter().for_each(|ask| ask(&self.engine, &self.shown));
+            }
         }
+    }
+
+    /// Takes in a change, after those before it are in the kernel if it must not be mixed with them.
+    fn take(&mut self, update: Update, order: &mut Order) {
+        if order.divisions == 0 && update.is_of_policy() {
+            order.policies.push(update);
+            return;
+        }
+        if self.engine.must_go_first(&update) {
+            order.divisions = order.divisions.saturating_sub(1);
+            self.apply();
+        }
+        self.engine.apply(update);
     }
 
     /// Brings the kernel to the engine's desired state, as far as it goes now.

@@ -143,6 +143,10 @@ pub struct Engine {
     /// What failed last, until something of its family succeeds.
     failures: BTreeMap<Family, String>,
     suspects: Suspects,
+    /// A policy's rules have changed and have not been planned yet.
+    rules_wait: bool,
+    /// Members of sets have, by anything but a policy.
+    members_wait: bool,
 }
 
 impl Engine {
@@ -179,16 +183,33 @@ impl Engine {
             broken: Default::default(),
             failures: BTreeMap::new(),
             suspects: Suspects::everything(),
+            rules_wait: false,
+            members_wait: false,
         })
+    }
+
+    /// Is what has been applied so far to be planned and carried out before this? Rules change all at once and members one by
+    /// one. While rules are on their way, members that changed after them (or before) would meet the wrong ones for the tens
+    /// of milliseconds that a restore takes: a pod that moves from one set to another is in neither, or what no state of the
+    /// cluster allows is open. Changes of policies may go in together, and so may those of pods and namespaces.
+    pub fn must_go_first(&self, update: &Update) -> bool {
+        self.in_sync && if update.is_of_policy() { self.members_wait } else { self.rules_wait }
     }
 
     /// Takes in a change of the cluster or of this node's attachments.
     pub fn apply(&mut self, update: Update) {
+        let of_policy = update.is_of_policy();
         self.calc.apply(update);
         let changes = self.calc.take_changes();
         match self.calc.members_mut().take_moved() {
-            Some(moved) => self.suspects.add(moved),
-            None => self.suspects = Suspects::everything(),
+            Some(moved) => {
+                self.members_wait |= !of_policy && !moved.is_empty();
+                self.suspects.add(moved);
+            }
+            None => {
+                self.members_wait |= !of_policy;
+                self.suspects = Suspects::everything();
+            }
         }
         for id in changes.endpoints.keys() {
             self.suspects.add(self.calc.endpoints().get(id).into_iter().flat_map(|r| r.addresses.clone()));
@@ -220,14 +241,18 @@ impl Engine {
             }
         }
         self.desired.update(&changes, &self.calc);
-        self.mark_changed();
+        self.rules_wait |= self.mark_changed() && of_policy;
     }
 
-    fn mark_changed(&mut self) {
+    /// Have any chains changed?
+    fn mark_changed(&mut self) -> bool {
+        let mut any = false;
         for family in Family::ALL {
             let changed = self.desired.take_changed(family);
+            any |= !changed.is_empty();
             self.kernels[family as usize].mark(changed);
         }
+        any
     }
 
     /// The source has said that it is in sync: from now on the kernel is brought to the desired state and strangers among
@@ -307,6 +332,7 @@ impl Engine {
     /// wanted again before anything more is planned for them.
     pub fn plan(&mut self) -> Plan {
         self.give_up_in_flight();
+        (self.rules_wait, self.members_wait) = (false, false);
         let mut keys: [BTreeSet<Key>; 2] = Default::default();
         let mut steps = Vec::new();
         let tidies = self.in_sync && (!self.config.names_are_unique || std::mem::take(&mut self.tidying));

@@ -706,3 +706,10 @@ pub enum Update {
     /// The labels of a service account, which Calico's rules can ask for: namespace, name, labels. Without labels it went.
     SetServiceAccount(PodId, Labels),
 }
+
+impl Update {
+    /// Is it about a policy, and not about whom policies speak of?
+    pub fn is_of_policy(&self) -> bool {
+        matches!(self, Update::SetPolicy(_) | Update::RemovePolicy(_))
+    }
+}

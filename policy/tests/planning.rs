@@ -232,6 +232,52 @@ fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
     });
 }
 
+/// A policy and a pod that change at the same time go in one after the other: at no moment is anything dropped that is allowed
+/// before, between and after, or open that is shut all along.
+#[test]
+fn a_policy_and_who_it_is_about_do_not_change_in_one_plan() {
+    let config = config(200);
+    proptest!(config, |((before, mut changes) in cluster_and_changes(), wires in vec(wire_flow(), 1..300))| {
+        changes.dedup_by_key(|update| update.is_of_policy());
+        changes.truncate(2);
+        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+        engine.set_in_sync(true);
+        before.into_iter().for_each(|update| engine.apply(update));
+        converge(&mut engine, &mut kernel);
+        let mut states = vec![engine.state().clone()];
+        let mut moments = Vec::new();
+        let mut carry_out = |engine: &mut Engine| {
+            let plan = engine.plan();
+            for step in &plan.steps {
+                kernel.execute(step);
+                moments.push(Family::ALL.map(|family| kernel.program(family)));
+            }
+            if !plan.is_empty() {
+                engine.applied(plan.id, done(&plan));
+            }
+        };
+        for change in changes {
+            if engine.must_go_first(&change) {
+                carry_out(&mut engine);
+            }
+            engine.apply(change);
+            states.push(engine.state().clone());
+        }
+        carry_out(&mut engine);
+        for wire in wires {
+            let seen: Vec<_> = states.iter().map(|state| seen_here(state, wire).map(|(packet, ..)| packet)).collect();
+            let (Some(packet), true) = (&seen[0], seen.iter().all(|packet| *packet == seen[0])) else { continue };
+            let said: Vec<_> = states.iter().map(|state| judged(state, wire)).collect();
+            for programs in &moments {
+                let passed = sim::run(&programs[packet.family() as usize], packet).unwrap().passed;
+                let (out, within) = (said.iter().any(|s| s[0]), said.iter().any(|s| s[1]));
+                prop_assert!(!passed || (out && within), "{wire:?} passes");
+                prop_assert!(passed || said.iter().any(|s| *s != [true, true]), "{wire:?} is dropped");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_plan_that_is_never_reported_makes_the_engine_look_again() {
     let mut engine = engine();

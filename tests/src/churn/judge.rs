@@ -10,7 +10,7 @@ use manx_policy::verdict::{End, Flow, Place, verdict};
 
 use super::crowd::{NODE, address, pod_id};
 
-/// How long after it was sent a datagram may still be judged by the kernel of a machine that has other things to do.
+/// How long after it was taken a datagram may still be judged by the kernel of a machine that has other things to do.
 const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
 /// Who speaks to whom, on which port.
@@ -35,6 +35,8 @@ pub struct Probe {
     pub pair: Pair,
     /// Just before it was sent.
     pub sent: Instant,
+    /// When the kernel had taken it: on a busy machine its sender may have been put aside in between.
+    pub taken: Instant,
     /// It came through.
     pub arrived: bool,
 }
@@ -78,7 +80,7 @@ pub fn judge(base: &[Update], versions: &[Version], probes: &[Probe], watched: &
         .iter()
         .map(|probe| {
             let first = versions.partition_point(|version| version.in_force <= probe.sent);
-            let last = versions.partition_point(|version| version.asked <= probe.sent + ON_ITS_WAY);
+            let last = versions.partition_point(|version| version.asked <= probe.taken + ON_ITS_WAY);
             (first, last.max(first), *probe)
         })
         .collect();

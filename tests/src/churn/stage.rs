@@ -179,7 +179,7 @@ fn talk(own: &[usize], speaking: usize, seed: u64, ids: &AtomicU64, done: &Atomi
         let at = Instant::now();
         let target = SocketAddr::new(address(pair.to, pair.v6), pair.port);
         if UdpSocket::from(mouth).send_to(&id.to_be_bytes(), target).is_ok() {
-            sent.push(Probe { id, pair, sent: at, arrived: false });
+            sent.push(Probe { id, pair, sent: at, taken: Instant::now(), arrived: false });
         }
     }
     sent
