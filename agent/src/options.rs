@@ -30,6 +30,15 @@ pub enum Backend {
     Legacy,
 }
 
+/// Where our jumps stand among the host's own rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Jumps {
+    /// At the top: ours is the first word on pod traffic.
+    Insert,
+    /// At the end: the host's rules come first, and what they accept is not policed. There is no guard outside the filter table.
+    Append,
+}
+
 /// Log line format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -151,6 +160,9 @@ pub struct Options {
     /// iptables implementation to write through.
     #[arg(long, env = "MANX_IPTABLES_BACKEND", default_value = "auto", value_name = "BACKEND")]
     pub iptables_backend: Backend,
+    /// Where the jumps to our chains stand among the host's own rules.
+    #[arg(long, env = "MANX_IPTABLES_JUMPS", default_value = "insert", value_name = "PLACE")]
+    pub iptables_jumps: Jumps,
     /// Packet mark bits that Manx may use: at least four.
     #[arg(long, env = "MANX_MARK_MASK", default_value = "0x0f000000", value_parser = mark_mask, value_name = "MASK")]
     pub mark_mask: u32,

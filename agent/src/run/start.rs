@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use manx_cni::store::Store;
-use manx_policy::engine::{Engine, EngineConfig};
+use manx_policy::engine::{Engine, EngineConfig, JumpPosition};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
@@ -29,7 +29,7 @@ use crate::kernel::iptables::Backend;
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
 use crate::kernel::sysctl;
-use crate::options::{self, Feature, Options, SourceOptions};
+use crate::options::{self, Feature, Jumps, Options, SourceOptions};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
 use crate::source::{Update, kube, manifest_dir};
@@ -240,6 +240,10 @@ fn start_policy(
     let mut engine = Engine::new(EngineConfig {
         interface_prefix: options.pod_interface_prefix.clone(),
         mark_mask: options.mark_mask,
+        jumps: match options.iptables_jumps {
+            Jumps::Insert => JumpPosition::Insert,
+            Jumps::Append => JumpPosition::Append,
+        },
         log_drops: !options.no_drop_log,
         // Our own plugin's are; what another names its interfaces is not known.
         names_are_unique: options.enabled(options::Feature::Cni),

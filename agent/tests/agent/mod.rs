@@ -9,6 +9,7 @@ mod drain;
 mod drift;
 mod egress;
 mod gateway;
+mod jumps;
 mod life;
 mod link;
 mod logless;
