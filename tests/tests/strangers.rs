@@ -1,8 +1,12 @@
 //! Another program changes our rules: nothing opens, and the rules are back at once. Needs root.
 
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use manx_tests::agent::built_binaries;
+use manx_tests::netns::Netns;
 use manx_tests::probe::torrent::Torrent;
 use manx_tests::scenario::rack::{PORTS, Rack, World};
 use manx_tests::scenario::sweep::{Seen, sweep};
@@ -17,13 +21,17 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 fn closed(name: &str, backend: &str) -> Rack {
     let name = format!("{name}{}", std::process::id());
     let mut rack = Rack::up(&name, 1, backend, &built_binaries()).expect("the rack comes up");
+    rack.apply(&closed_world()).expect("the agents follow");
+    rack
+}
+
+fn closed_world() -> World {
     let mut world = World::new();
     let spec = json!({"podSelector": {"matchLabels": {"pod": "a"}}, "policyTypes": ["Ingress"]});
     let metadata = json!({"name": "closed", "namespace": "x"});
     let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec});
     world.objects.insert("NetworkPolicy/x/closed".to_owned(), object);
-    rack.apply(&world).expect("the agents follow");
-    rack
+    world
 }
 
 /// How many datagrams come through from x/b to x/a while `work` runs.
@@ -108,26 +116,95 @@ fn kernel_rules_that_a_stranger_deletes_are_back_at_once_and_nothing_opens_legac
     nothing_opens(&closed("mxsl", "legacy"), "legacy", &deeds);
 }
 
-/// A program that writes rules of its own all the time, as kube-proxy does, neither stops ours nor makes the agent read them.
-#[test]
-fn kernel_a_program_with_rules_of_its_own_goes_unnoticed() {
-    let mut rack = closed("mxsk", "nft");
-    run(&rack, "iptables-nft -N KUBE-SERVICES");
-    let started = Instant::now();
-    let text = |turn: u32| format!("iptables-nft -A KUBE-SERVICES -d 10.96.0.{turn} -j RETURN");
-    let before = rack.node_of("x/a").agent.metrics().expect("metrics");
-    for turn in 1..=40 {
-        run(&rack, &text(turn));
-        run(&rack, "iptables-nft -D KUBE-SERVICES 1");
+/// Rules that a program like kube-proxy rewrites as a whole, with one transaction each time.
+fn rules_of_a_stranger(turn: u32) -> String {
+    let rules = (0..50).map(|i| format!("-A KUBE-SERVICES -m comment --comment turn-{turn}-{i} -j RETURN\n"));
+    format!("*filter\n:KUBE-SERVICES - [0:0]\n{}COMMIT\n", rules.collect::<String>())
+}
+
+/// Restores rules of its own in both families as fast as it can until `done`, and returns how often it did.
+fn keep_writing(node: &Netns, backend: &str, done: &AtomicBool) -> u32 {
+    let mut turn = 0;
+    while !done.load(Ordering::Relaxed) {
+        turn += 1;
+        for program in ["iptables", "ip6tables"] {
+            let mut restore = node.command(format!("{program}-{backend}-restore"));
+            restore.args(["--noflush", "--wait", "10"]).stdin(Stdio::piped());
+            let mut child = restore.spawn().expect("it starts");
+            let mut stdin = child.stdin.take().expect("it is piped");
+            stdin.write_all(rules_of_a_stranger(turn).as_bytes()).expect("it reads");
+            drop(stdin);
+            assert!(child.wait().expect("it ends").success(), "turn {turn} of {program}-{backend}-restore");
+        }
     }
-    println!("80 changes of a stranger in {:?}", started.elapsed());
-    rack.wait_until_in_force().expect("the agent follows");
-    all_is_as_it_should_be(&rack);
-    let repairs = |text: &str| {
+    turn
+}
+
+/// A program that writes rules of its own all the time, as kube-proxy does, neither stops ours nor is stopped, nothing opens, and
+/// the agent does not take its rules for changes of ours.
+fn a_program_with_rules_of_its_own(name: &str, backend: &str) {
+    let mut rack = closed(name, backend);
+    let repairs = |rack: &Rack| {
+        let text = rack.node_of("x/a").agent.metrics().expect("metrics");
         let line = text.lines().find(|line| line.starts_with("manx_policy_repairs_total "));
         line.map(str::to_owned).expect("the metric is there")
     };
-    assert_eq!(repairs(&before), repairs(&rack.node_of("x/a").agent.metrics().expect("metrics")));
+    let before = repairs(&rack);
+    let node = rack.node_of("x/a").agent.netns.clone();
+    let torrent = Torrent::open(&rack.pods["x/b"], &rack.pods["x/a"]).expect("sockets");
+    let done = AtomicBool::new(false);
+    let (turns, took) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| keep_writing(&node, backend, &done));
+        let changes =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change_all_the_time(&mut rack)));
+        done.store(true, Ordering::Relaxed);
+        let turns = writer.join().expect("the stranger's rules go in");
+        (turns, changes.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let (sent, leaked) = torrent.close();
+    println!(
+        "{backend}: {turns} times a stranger's 50 rules meanwhile; our changes in force after {:?} (median), {:?} (worst)",
+        took[took.len() / 2],
+        took[took.len() - 1]
+    );
+    assert!(turns > 3 && sent > 100, "{turns}, {sent}");
+    assert_eq!(leaked, 0);
+    for program in ["iptables", "ip6tables"] {
+        let saved = run(&rack, &format!("{program}-{backend}-save"));
+        let kept = saved.lines().filter(|line| line.contains(&format!("--comment turn-{turns}-")));
+        assert_eq!(kept.count(), 50, "the stranger's last rules are there: {saved}");
+    }
+    assert_eq!(before, repairs(&rack));
+}
+
+/// Who may reach y changes ten times. Returns how long each change took to be in force, sorted.
+fn change_all_the_time(rack: &mut Rack) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for turn in 0..10 {
+        let from = ["/a", "/b", "/c"][turn % 3];
+        let mut world = closed_world();
+        let peers = json!([{"namespaceSelector": {}, "podSelector": {"matchLabels": {"pod": &from[1..]}}}]);
+        let spec = json!({"podSelector": {}, "ingress": [{"from": peers}]});
+        let metadata = json!({"name": "turns", "namespace": "y"});
+        let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec});
+        world.objects.insert("turns".to_owned(), object);
+        let started = Instant::now();
+        rack.apply(&world).expect("the agent follows");
+        took.push(started.elapsed());
+        agrees(rack, |q| q.to != "x/a" && (!q.to.starts_with("y/") || q.from.ends_with(from)));
+    }
+    took.sort();
+    took
+}
+
+#[test]
+fn kernel_a_program_with_rules_of_its_own_goes_unnoticed_nft() {
+    a_program_with_rules_of_its_own("mxskn", "nft");
+}
+
+#[test]
+fn kernel_a_program_with_rules_of_its_own_goes_unnoticed_legacy() {
+    a_program_with_rules_of_its_own("mxskl", "legacy");
 }
 
 /// Emptied sets are found by their sizes within a second or two: one that allows closes until then, one that denies opens.
