@@ -121,7 +121,8 @@ impl Stage {
                 let sent = &sent;
                 move || {
                     let work = || talk(&own, speaking, seed, ids, done);
-                    sent.lock().expect("nobody panics").extend(netns.enter(work).expect("it is there"));
+                    let said = netns.enter(work).expect("it is there");
+                    sent.lock().expect("nobody panics").extend(said);
                 }
             };
             let mut mouths: Vec<_> = (0..speaking)
