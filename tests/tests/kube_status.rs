@@ -134,6 +134,7 @@ fn a_node_writes_its_state_and_events_on_its_transitions() {
     let written = Instant::now();
     agent.is_now(|node| {
         node.asn = Some(65001);
+        node.declared = ["tor-a".to_owned()].into();
         node.peers = vec![peer("Established")];
     });
     let event = until("an Event", || server.all("v1", "Event").pop());
@@ -180,6 +181,46 @@ fn one_of_two_agents_writes_cluster_wide_status_and_the_other_takes_over_when_it
     until("its verdict", || (accepted("late") == "True").then_some(()));
     let lease = server.get("coordination.k8s.io/v1", "Lease", "manx-system", NAME).unwrap();
     assert_eq!(lease["spec"]["leaseTransitions"], json!(1));
+}
+
+#[test]
+fn what_others_objects_say_in_vain_is_an_event_on_them_told_once_whoever_holds_the_lease() {
+    let server = ApiServer::start().unwrap();
+    for object in [node("n1"), node("n2")] {
+        server.set(object);
+    }
+    server.set(
+        json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPPeer", "metadata": {"name": "theirs"},
+        "spec": {"peerIP": "192.0.2.9", "asNumber": 65001, "maxRestartTime": "60s"}}),
+    );
+    let agent = Agent::start(&server, "n1");
+    let told = || -> Vec<Value> {
+        server.all("v1", "Event").into_iter().filter(|e| e["reason"] == "NotSupported").collect()
+    };
+    let event = until("an Event", || told().pop());
+    let object = &event["involvedObject"];
+    assert_eq!(
+        (&object["apiVersion"], &object["kind"], &object["name"], &event["type"]),
+        (&json!("crd.projectcalico.org/v1"), &json!("BGPPeer"), &json!("theirs"), &json!("Warning"))
+    );
+    assert_eq!(event["message"], "spec.maxRestartTime: has no equal here and is left out");
+    // A node tells of its own annotations, also of those that were there before its agent.
+    agent.is_now(|node| node.not_done = ["annotation kube-router.io/rr.client".to_owned()].into());
+    until("the node's Event", || {
+        told()
+            .into_iter()
+            .find(|e| e["involvedObject"]["kind"] == "Node" && e["involvedObject"]["name"] == "n1")
+    });
+    let all = told().len();
+
+    drop(agent);
+    let posts = server.requests("POST", "/api/v1/namespaces/default/events");
+    let _other = Agent::start(&server, "n2");
+    until("another holder", || holder(&server).filter(|now| now == "n2"));
+    until("its own attempt", || {
+        (server.requests("POST", "/api/v1/namespaces/default/events") > posts).then_some(())
+    });
+    assert_eq!(told().len(), all, "the same thing has the same name");
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::api::bgp::PeerInfo;
-use crate::desired::PeerObject;
+use crate::desired::{BgpIntent, PeerObject};
 use crate::policy_worker;
-use crate::view::{EpochSeconds, StatusProblem};
+use crate::view::{EpochSeconds, Setting, StatusProblem};
 
 /// The loop's facts, written by it alone.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,10 @@ pub struct Facts {
     pub ranges: BTreeMap<String, PeerInfo>,
     /// BGPPeer objects, those of other nodes too.
     pub peer_objects: Vec<PeerObject>,
+    /// All that the speaker should be and do.
+    pub intent: Arc<BgpIntent>,
+    /// What is in force of the network's settings.
+    pub network: Vec<Setting>,
     /// A predecessor's routes are kept until its peers have told all.
     pub restarting: bool,
     /// The policy thread's own.

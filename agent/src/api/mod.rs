@@ -9,6 +9,7 @@ pub mod bgp;
 pub mod clock;
 mod drift;
 mod drops;
+mod effective;
 pub mod events;
 pub mod facts;
 mod ladder;

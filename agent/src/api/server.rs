@@ -21,13 +21,14 @@ use super::clock::Clock;
 use super::events::Events;
 use super::facts::{Facts, SharedFacts, epoch, epoch_now};
 use super::why::{self, DroppedSegments};
-use super::{drift, drops, node, peers, pods, policy, routes, watch};
+use super::{drift, drops, effective, node, peers, pods, policy, routes, watch};
 use crate::drained::OrderFile;
 use crate::drops::Drops;
 use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
 use crate::kernel::sysctl;
+use crate::metrics::CniCounters;
 use crate::policy_worker::{self, PolicyHandle};
 use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
 
@@ -66,6 +67,8 @@ pub struct Api {
     pub links: LinksHandle,
     /// Attachments, where CNI is enabled.
     pub store: Option<Store>,
+    /// What the plugin has asked.
+    pub cni: CniCounters,
 }
 
 pub(super) type Answer<T> = Result<Json<T>, Refusal>;
@@ -127,6 +130,7 @@ pub fn router(api: Arc<Api>, access: Access) -> Router {
     let peer = |below: &str| format!("{}/{{peer}}{below}", paths::PEERS);
     Router::new()
         .route(paths::STATUS, get(status))
+        .route(paths::EFFECTIVE, get(effective::effective))
         .route(paths::PEERS, get(peers::list))
         .route(&peer(""), get(peers::show))
         .route(&peer(paths::PEER_HISTORY), get(peers::history))
@@ -380,6 +384,13 @@ async fn policy_for(
         Ok(pods::PolicyFor::Namespace(list)) => Ok(Json(list).into_response()),
         Err(message) => Err(refuse(ErrorCode::NotFound, message)),
     }
+}
+
+/// The addresses of this node's pods, where they can be read now.
+pub(crate) async fn addresses(api: &Api) -> Option<view::Ipam> {
+    let (store, cidrs) = (api.store.clone()?, api.facts.with(|f| f.pod_cidrs.clone()));
+    let read = tokio::task::spawn_blocking(move || pods::ipam(&store, &cidrs, epoch_now()));
+    read.await.ok()?.ok()
 }
 
 async fn ipam(State(api): State<Arc<Api>>) -> Answer<view::Ipam> {

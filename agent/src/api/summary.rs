@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 
+use super::bgp::PeerInfo;
 use super::facts::Facts;
 use super::peers;
 use super::server::{Api, bgp_status};
@@ -28,6 +29,14 @@ pub async fn node(api: &Arc<Api>, health: &Health) -> Option<NodeNow> {
         .map(|(name, check)| (name, check.observed))
         .collect();
     now.network_missing = network_missing(api, &facts, &now.peers);
+    let declared = |(name, info): (&String, &PeerInfo)| {
+        info.origin.starts_with("BGPPeer ").then(|| name.split('@').next().unwrap_or_default().to_owned())
+    };
+    now.declared = facts.peers.iter().chain(&facts.ranges).filter_map(declared).collect();
+    let of_node = format!("Node {}", api.node);
+    let not_done =
+        facts.bgp_problems.iter().filter(|p| p.object.as_ref() == Some(&of_node) && facts.asn.is_some());
+    now.not_done = not_done.map(|problem| problem.reason.clone()).collect();
     Some(now)
 }
 

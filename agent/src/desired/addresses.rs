@@ -34,11 +34,16 @@ impl Desired {
         self.attached = addresses;
     }
 
+    /// Whether a pod of this node holds it by an attachment.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        self.attached.contains(&address)
+    }
+
     /// Pod CIDRs, and one by one the fixed addresses that lie outside them. Only what the operator declared: else any
     /// tenant could put an address into BGP.
     pub(super) fn originated(&self, node: &Node) -> BTreeSet<Prefix> {
         let declared = |ip: &IpAddr| {
-            self.network.address_pools.iter().flat_map(|pool| &pool.cidrs).any(|cidr| contains(*cidr, *ip))
+            self.network().address_pools.iter().flat_map(|pool| &pool.cidrs).any(|cidr| contains(*cidr, *ip))
         };
         let fixed = self.attached.iter().filter(|ip| !is_of(node, **ip) && declared(ip)).copied();
         node.pod_cidrs.iter().copied().map(Prefix::from).chain(fixed.map(single)).collect()
@@ -46,7 +51,7 @@ impl Desired {
 
     /// Ranges from which pods of any node may ask for fixed addresses.
     pub(super) fn pools(&self) -> Vec<AddressPool> {
-        let pools = &self.network.address_pools;
+        let pools = &self.network().address_pools;
         pools
             .iter()
             .map(|pool| AddressPool {
@@ -59,14 +64,14 @@ impl Desired {
     /// What to translate; `None`: nothing. Pod to pod and pod to node is never translated, whatever the configuration
     /// leaves out.
     pub fn egress_nat(&self) -> Option<EgressIntent> {
-        let nat = self.network.egress_nat.as_ref()?;
+        let nat = self.network().egress_nat.as_ref()?;
         let node = self.this_node()?;
         let of_nodes = self.nodes.values().flat_map(|node| {
             let addresses = node.internal_ips.iter().chain(&node.external_ips).copied().map(single);
             node.pod_cidrs.iter().copied().map(Prefix::from).chain(addresses)
         });
-        let pools = self.network.address_pools.iter().flat_map(|pool| &pool.cidrs);
-        let declared = self.network.cluster_cidrs.iter().chain(&nat.exclude).chain(pools).copied();
+        let pools = self.network().address_pools.iter().flat_map(|pool| &pool.cidrs);
+        let declared = self.network().cluster_cidrs.iter().chain(&nat.exclude).chain(pools).copied();
         let on_link = ON_LINK.into_iter().filter_map(|(ip, len)| Prefix::new(ip, len));
         let fixed = self.attached.iter().filter(|ip| !is_of(node, **ip)).copied().map(single);
         Some(EgressIntent {

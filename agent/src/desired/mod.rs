@@ -15,12 +15,13 @@ mod addresses;
 mod gateways;
 mod peers;
 pub mod policy;
+mod precedence;
 mod selection;
 mod services;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -31,12 +32,15 @@ pub use selection::PeerObject;
 use sha2::{Digest, Sha256};
 
 use crate::api::bgp::PeerInfo;
-use crate::config::{BgpConfiguration, BgpPeer, GracefulRestart, NetworkConfiguration};
+use crate::config::{GracefulRestart, NetworkConfiguration};
 use crate::source::{Kind, Node, Object, ObjectKey, Secret};
-use crate::view::StatusProblem;
+use crate::view::{Setting, StatusProblem};
+use precedence::{HeardPeer, Words};
 
 pub use addresses::EgressIntent;
 pub use gateways::{Gateway, Gateways};
+pub use precedence::Unheard;
+pub use settings::of_peer;
 
 /// MTU of pod interfaces while no uplink is known: what Ethernet carries.
 const DEFAULT_MTU: u32 = 1500;
@@ -47,11 +51,11 @@ pub struct Desired {
     node_name: String,
     secrets_namespace: String,
     nodes: BTreeMap<String, Node>,
-    peers: BTreeMap<String, BgpPeer>,
-    filters: BTreeMap<String, Arc<manx_bgp::filter::Filter>>,
+    words: Words,
     secrets: BTreeMap<String, Secret>,
-    bgp: BgpConfiguration,
-    network: NetworkConfiguration,
+    network: Option<NetworkConfiguration>,
+    /// What holds without one.
+    no_network: NetworkConfiguration,
     /// Addresses that pods of this node hold.
     attached: BTreeSet<IpAddr>,
     /// Routers that default routes of this node lead to.
@@ -87,6 +91,12 @@ pub struct BgpIntent {
     pub node_addresses: Vec<IpAddr>,
     /// Names of required BGPPeers that have nobody to name at the moment.
     pub absent: Vec<String>,
+    /// What is in force of the speaker's settings, and where it comes from.
+    pub settings: Vec<Setting>,
+    /// Where each filter that there is comes from, by name.
+    pub filters: BTreeMap<String, String>,
+    /// What is said in vain, since a weightier object says it.
+    pub unheard: Vec<Unheard>,
     /// What is wrong with the objects that this came from.
     pub problems: Vec<StatusProblem>,
 }
@@ -151,11 +161,10 @@ impl Desired {
             node_name: node_name.into(),
             secrets_namespace: secrets_namespace.into(),
             nodes: BTreeMap::new(),
-            peers: BTreeMap::new(),
-            filters: BTreeMap::new(),
+            words: Words::default(),
             secrets: BTreeMap::new(),
-            bgp: BgpConfiguration::default(),
-            network: NetworkConfiguration::default(),
+            network: None,
+            no_network: NetworkConfiguration::default(),
             attached: BTreeSet::new(),
             gateways: BTreeSet::new(),
             services: services::Services::default(),
@@ -165,19 +174,21 @@ impl Desired {
     /// Takes in an object. Kinds that matter to others only are ignored.
     pub fn set(&mut self, object: &Object) {
         match object {
-            Object::Node(o) => drop(self.nodes.insert(o.name.clone(), o.clone())),
+            Object::Node(o) => {
+                let mut node = o.clone();
+                // Of other nodes only their AS matters.
+                if let Some(said) = node.kube_router.as_mut().filter(|_| o.name != self.node_name) {
+                    (said.peers, said.remarks) = (Vec::new(), Vec::new());
+                }
+                self.nodes.insert(node.name.clone(), node);
+            }
             Object::Secret(o) if o.namespace == self.secrets_namespace => {
                 self.secrets.insert(o.name.clone(), o.clone());
             }
-            Object::BgpPeer(o) => drop(self.peers.insert(o.name.clone(), (**o).clone())),
-            // An equal filter keeps its identity, and with it its counters.
-            Object::BgpFilter(o) if self.filters.get(&o.name).is_some_and(|have| **have == o.filter) => {}
-            Object::BgpFilter(o) => drop(self.filters.insert(o.name.clone(), Arc::new(o.filter.clone()))),
-            Object::BgpConfiguration(o) => self.bgp = o.clone(),
             Object::Service(o) => self.services.set_service(o),
             Object::EndpointSlice(o) => self.services.set_slice(&self.node_name, o),
-            Object::NetworkConfiguration(o) => self.network = o.clone(),
-            _ => {}
+            Object::NetworkConfiguration(o) => self.network = Some(o.clone()),
+            other => self.words.set(other),
         }
     }
 
@@ -186,13 +197,10 @@ impl Desired {
         match key.kind {
             Kind::Node => drop(self.nodes.remove(&key.name)),
             Kind::Secret if key.namespace == self.secrets_namespace => drop(self.secrets.remove(&key.name)),
-            Kind::BgpPeer => drop(self.peers.remove(&key.name)),
-            Kind::BgpFilter => drop(self.filters.remove(&key.name)),
-            Kind::BgpConfiguration => self.bgp = BgpConfiguration::default(),
             Kind::Service => self.services.remove_service(&key.namespace, &key.name),
             Kind::EndpointSlice => self.services.remove_slice(&key.namespace, &key.name),
-            Kind::NetworkConfiguration => self.network = NetworkConfiguration::default(),
-            _ => {}
+            Kind::NetworkConfiguration => self.network = None,
+            other => self.words.remove(other, &key.name),
         }
     }
 
@@ -211,42 +219,57 @@ impl Desired {
         let Some(node) = self.this_node() else {
             return BgpIntent { problems: vec![self.no_node()], ..BgpIntent::default() };
         };
-        let peers = peers::peers(self, node, local);
-        let orphans = peers::without_gateway(self, node);
-        let listen = node.internal_ips.iter().map(|ip| SocketAddr::new(*ip, self.bgp.listen_port)).collect();
+        let heard = self.words.hear(node);
+        let orphans = peers::without_gateway(self, &heard, node);
+        let listen = node.internal_ips.iter().map(|ip| SocketAddr::new(*ip, heard.bgp.listen_port)).collect();
+        let absent = orphans.iter().filter(|heard| heard.peer.required).map(|heard| heard.peer.name.clone());
+        let remarks = node.kube_router.iter().flat_map(|said| &said.remarks);
+        let not_done = remarks.map(|reason| StatusProblem {
+            object: Some(format!("Node {}", node.name)),
+            reason: reason.clone(),
+            ..StatusProblem::default()
+        });
         BgpIntent {
             speaker: Some(SpeakerIntent {
-                asn: self.asn_of(node),
+                asn: heard.asn(node).0,
                 router_id: router_id_of(node),
-                cluster_id: node.annotations.cluster_id,
-                max_paths: self.bgp.multipath.max_paths,
-                as_path_relax: self.bgp.multipath.as_path_relax,
-                graceful_restart: self.bgp.graceful_restart,
+                cluster_id: cluster_id_of(node),
+                max_paths: heard.bgp.multipath.max_paths,
+                as_path_relax: heard.bgp.multipath.as_path_relax,
+                graceful_restart: heard.bgp.graceful_restart,
             }),
-            peers,
-            ranges: peers::ranges(self, node),
-            objects: selection::objects(self, node),
+            peers: peers::peers(self, &heard, node, local),
+            ranges: peers::ranges(self, &heard, node),
+            objects: selection::objects(&heard, node),
             originate: self.originated(node),
-            services: self.services.advertised(&self.bgp.service_advertisement, node),
-            service_ranges: self.bgp.service_advertisement.all().collect(),
-            drain_delay: self.bgp.drain.delay,
+            services: self.services.advertised(&heard.bgp.service_advertisement, node),
+            service_ranges: heard.bgp.service_advertisement.all().collect(),
+            drain_delay: heard.bgp.drain.delay,
             listen,
             addresses: local.iter().map(|net| net.ip()).collect(),
             node_addresses: node.internal_ips.clone(),
-            absent: orphans.iter().filter(|peer| peer.required).map(|peer| peer.name.clone()).collect(),
-            problems: orphans.into_iter().map(no_gateway).collect(),
+            absent: absent.collect(),
+            settings: settings::of_bgp(&heard, node),
+            filters: settings::filters(&heard),
+            unheard: heard.unheard.clone(),
+            problems: orphans.iter().map(|heard| no_gateway(heard)).chain(not_done).collect(),
         }
+    }
+
+    /// What is in force of the network's settings, and where it comes from.
+    pub fn network_settings(&self, uplink_mtu: Option<u32>) -> Vec<Setting> {
+        settings::of_network(self.network(), self.network.is_some(), uplink_mtu)
+    }
+
+    fn network(&self) -> &NetworkConfiguration {
+        self.network.as_ref().unwrap_or(&self.no_network)
     }
 
     /// What pods get; `None`: this node has no pod CIDR (yet).
     pub fn node(&self, uplink_mtu: Option<u32>) -> Option<NodeIntent> {
         let node = self.this_node().filter(|n| !n.pod_cidrs.is_empty())?;
-        let mtu = self.network.mtu.or(uplink_mtu).unwrap_or(DEFAULT_MTU);
+        let mtu = self.network().mtu.or(uplink_mtu).unwrap_or(DEFAULT_MTU);
         Some(NodeIntent { pod_cidrs: node.pod_cidrs.clone(), mtu, pools: self.pools() })
-    }
-
-    fn asn_of(&self, node: &Node) -> Asn {
-        node.annotations.asn.unwrap_or(self.bgp.asn)
     }
 
     fn no_node(&self) -> StatusProblem {
@@ -259,10 +282,11 @@ impl Desired {
     }
 }
 
-fn no_gateway(peer: &BgpPeer) -> StatusProblem {
+fn no_gateway(heard: &HeardPeer<'_>) -> StatusProblem {
+    let peer = heard.peer;
     let families: Vec<_> = peer.families.iter().map(ToString::to_string).collect();
     StatusProblem {
-        object: Some(format!("BGPPeer {}", peer.name)),
+        object: Some(heard.object()),
         reason: format!(
             "spec.autoDiscover: this node has no default route ({}) with a gateway that is not a peer by another BGPPeer: there \
              is no session; add the route, or name the peer by peerIP or interface",
@@ -281,11 +305,18 @@ fn router_id_of(node: &Node) -> RouterId {
     node.annotations.router_id.or(ipv4).unwrap_or_else(|| hashed_router_id(&node.name))
 }
 
+/// The annotation, else kube-router's.
+fn cluster_id_of(node: &Node) -> Option<Ipv4Addr> {
+    node.annotations.cluster_id.or_else(|| node.kube_router.as_ref().and_then(|said| said.cluster_id))
+}
+
 fn hashed_router_id(name: &str) -> RouterId {
     let hash = Sha256::digest(name.as_bytes());
     // The lowest bit is set, so that it is never 0 (RFC 6286).
     RouterId::new(Ipv4Addr::new(hash[0], hash[1], hash[2], hash[3] | 1)).expect("not zero")
 }
 
+#[cfg(test)]
+mod precedence_tests;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use manx_bgp::filter::Filter;
 use manx_bgp::speaker::{PeerConfig, PeerRange, RemoteAs, Secret};
 use manx_bgp::types::Family;
 
+use super::precedence::{Heard, HeardPeer};
 use super::{Desired, Gateway, PeerIntent, RangeIntent, router_id_of};
 use crate::api::bgp::{PeerInfo, SecretState};
 use crate::config::{BgpPeer, Mesh, PeerTarget, SecretKeyRef, SourceAddress};
@@ -16,9 +17,15 @@ use crate::source::Node;
 use crate::view::PeerSettings;
 
 /// The peers of `node`.
-pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTreeMap<String, PeerIntent> {
+pub(super) fn peers(
+    desired: &Desired,
+    heard: &Heard<'_>,
+    node: &Node,
+    local: &[IpNetwork],
+) -> BTreeMap<String, PeerIntent> {
     let mut peers = BTreeMap::new();
-    for peer in desired.peers.values().filter(|p| selects(p, node)) {
+    for said in heard.of(node) {
+        let peer = said.peer;
         let at = |name: String, address: IpAddr| PeerConfig {
             source: source(peer, address, node, local),
             ..PeerConfig::new(name, address, peer.remote_as)
@@ -31,7 +38,7 @@ pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTre
             PeerTarget::Address(address) => vec![at(peer.name.clone(), *address)],
             PeerTarget::Interface(interface) => vec![on(peer.name.clone(), interface)],
             PeerTarget::DefaultGateway => {
-                let gateways = gateways(desired, node, peer);
+                let gateways = gateways(desired, heard, node, peer);
                 let config = |gateway: &Gateway| {
                     let name = format!("{}@{}", peer.name, gateway.suffix());
                     match gateway.is_link_local() {
@@ -43,29 +50,31 @@ pub(super) fn peers(desired: &Desired, node: &Node, local: &[IpNetwork]) -> BTre
             }
             PeerTarget::Range { .. } => Vec::new(),
         };
-        peers
-            .extend(configs.into_iter().map(|config| (config.name.clone(), declared(desired, peer, config))));
+        peers.extend(
+            configs.into_iter().map(|config| (config.name.clone(), declared(desired, heard, said, config))),
+        );
     }
-    let mesh = match desired.bgp.mesh {
+    let mesh = match heard.bgp.mesh {
         Mesh::On => true,
         Mesh::Off => false,
-        Mesh::Auto => desired.peers.is_empty(),
+        Mesh::Auto => !heard.any_of_ours(),
     };
     if mesh {
         for other in desired.nodes.values().filter(|n| n.name != node.name) {
-            peers.extend(mesh_peers(desired, node, other, local));
+            peers.extend(mesh_peers(heard, node, other, local));
         }
     }
     peers
 }
 
 /// The ranges from which peers may connect to `node`, by name of their object.
-pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, RangeIntent> {
+pub(super) fn ranges(desired: &Desired, heard: &Heard<'_>, node: &Node) -> BTreeMap<String, RangeIntent> {
     let mut ranges = BTreeMap::new();
-    for peer in desired.peers.values().filter(|p| selects(p, node)) {
+    for said in heard.of(node) {
+        let peer = said.peer;
         if let PeerTarget::Range { range, max_peers } = peer.target {
             let anybody = PeerConfig::new(peer.name.clone(), range.addr(), peer.remote_as);
-            let PeerIntent { config: template, mut info } = declared(desired, peer, anybody);
+            let PeerIntent { config: template, mut info } = declared(desired, heard, said, anybody);
             (info.required, info.settings.passive) = (false, true);
             let config = PeerRange { name: peer.name.clone(), range, max_peers, template };
             ranges.insert(peer.name.clone(), RangeIntent { config, info });
@@ -75,20 +84,24 @@ pub(super) fn ranges(desired: &Desired, node: &Node) -> BTreeMap<String, RangeIn
 }
 
 /// The BGPPeers of `node` that name the default gateway where there is none.
-pub(super) fn without_gateway<'a>(desired: &'a Desired, node: &Node) -> Vec<&'a BgpPeer> {
-    let selected =
-        desired.peers.values().filter(|p| p.target == PeerTarget::DefaultGateway && selects(p, node));
-    selected.filter(|peer| gateways(desired, node, peer).next().is_none()).collect()
+pub(super) fn without_gateway<'a>(
+    desired: &Desired,
+    heard: &'a Heard<'_>,
+    node: &'a Node,
+) -> Vec<&'a HeardPeer<'a>> {
+    let selected = heard.of(node).filter(|said| said.peer.target == PeerTarget::DefaultGateway);
+    selected.filter(|said| gateways(desired, heard, node, said.peer).next().is_none()).collect()
 }
 
 /// The gateways that a BGPPeer means: those of the families that it carries, but for whom another BGPPeer names.
 fn gateways<'a>(
     desired: &'a Desired,
+    heard: &'a Heard<'_>,
     node: &'a Node,
     peer: &'a BgpPeer,
 ) -> impl Iterator<Item = &'a Gateway> {
     let named = |gateway: &Gateway| {
-        desired.peers.values().filter(|other| selects(other, node)).any(|other| match &other.target {
+        heard.of(node).any(|other| match &other.peer.target {
             PeerTarget::Address(address) => *address == gateway.address,
             PeerTarget::Interface(name) => gateway.is_link_local() && *name == gateway.interface,
             PeerTarget::Range { .. } | PeerTarget::DefaultGateway => false,
@@ -98,12 +111,9 @@ fn gateways<'a>(
     carried.filter(move |gateway| !named(gateway))
 }
 
-fn selects(peer: &BgpPeer, node: &Node) -> bool {
-    peer.node_selector.as_ref().is_none_or(|s| s.matches(&node.labels))
-}
-
 /// A peer by its BGPPeer object.
-fn declared(desired: &Desired, peer: &BgpPeer, base: PeerConfig) -> PeerIntent {
+fn declared(desired: &Desired, heard: &Heard<'_>, said: &HeardPeer<'_>, base: PeerConfig) -> PeerIntent {
+    let peer = said.peer;
     let (password, secret) = match &peer.password {
         None => (None, SecretState::Unused),
         Some(key) => match secret(desired, key) {
@@ -112,8 +122,8 @@ fn declared(desired: &Desired, peer: &BgpPeer, base: PeerConfig) -> PeerIntent {
         },
     };
     let mut missing = Vec::new();
-    let import = filters(desired, &peer.import_filters, &mut missing);
-    let export = filters(desired, &peer.export_filters, &mut missing);
+    let import = filters(heard, &peer.import_filters, &mut missing);
+    let export = filters(heard, &peer.export_filters, &mut missing);
     let mut blocked = missing.clone();
     if let SecretState::Missing(reason) = &secret {
         blocked.insert(0, reason.clone());
@@ -142,14 +152,14 @@ fn declared(desired: &Desired, peer: &BgpPeer, base: PeerConfig) -> PeerIntent {
         import,
         export,
         shutdown: peer.shutdown.clone(),
-        graceful_restart: desired.bgp.graceful_restart.is_some(),
+        graceful_restart: heard.bgp.graceful_restart.is_some(),
         admin_blocked: (!blocked.is_empty()).then(|| blocked.join("; ")),
         ..base
     };
     let info = PeerInfo {
         required: peer.required,
         settings: settings(&config),
-        origin: format!("BGPPeer {}", peer.name),
+        origin: said.object(),
         source: config.source,
         secret,
         missing,
@@ -171,7 +181,7 @@ fn source(peer: &BgpPeer, address: IpAddr, node: &Node, local: &[IpNetwork]) -> 
 /// both nodes have both. The node with the lower BGP identifier waits for the other to dial, so that no two
 /// connections ever cross.
 fn mesh_peers(
-    desired: &Desired,
+    heard: &Heard<'_>,
     node: &Node,
     other: &Node,
     local: &[IpNetwork],
@@ -181,14 +191,14 @@ fn mesh_peers(
     let address = [true, false].into_iter().filter(|v4| both(*v4)).find_map(|v4| family(other, v4))?;
     let families = [(Family::Ipv4Unicast, true), (Family::Ipv6Unicast, false)];
     let config = PeerConfig {
-        port: desired.bgp.listen_port,
+        port: heard.bgp.listen_port,
         passive: router_id_of(node) < router_id_of(other),
         source: node_source(node, address, local),
         families: families.into_iter().filter(|(_, v4)| both(*v4)).map(|(f, _)| f).collect(),
         // Nodes of different ASes need not share a subnet.
-        ebgp_multihop: (desired.asn_of(node) != desired.asn_of(other)).then_some(64),
-        graceful_restart: desired.bgp.graceful_restart.is_some(),
-        ..PeerConfig::new(other.name.clone(), address, RemoteAs::Asn(desired.asn_of(other)))
+        ebgp_multihop: (heard.asn(node).0 != heard.asn(other).0).then_some(64),
+        graceful_restart: heard.bgp.graceful_restart.is_some(),
+        ..PeerConfig::new(other.name.clone(), address, RemoteAs::Asn(heard.asn(other).0))
     };
     let info = PeerInfo {
         settings: settings(&config),
@@ -232,11 +242,11 @@ fn secret(desired: &Desired, key: &SecretKeyRef) -> Result<Secret, String> {
 }
 
 /// A filter that does not exist must not mean "no filter": the session waits for it.
-fn filters(desired: &Desired, names: &[String], blocked: &mut Vec<String>) -> Vec<Arc<Filter>> {
+fn filters(heard: &Heard<'_>, names: &[String], blocked: &mut Vec<String>) -> Vec<Arc<Filter>> {
     let mut found = Vec::new();
     for name in names {
-        match desired.filters.get(name) {
-            Some(filter) => found.push(filter.clone()),
+        match heard.filters.get(name.as_str()) {
+            Some((filter, _)) => found.push((*filter).clone()),
             None => blocked.push(format!("BGPFilter {name} does not exist")),
         }
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use manx_bgp::types::Prefix;
 
-use super::Desired;
+use super::precedence::{Heard, HeardPeer};
 use crate::config::PeerTarget;
 use crate::source::Node;
 
@@ -26,8 +26,9 @@ pub struct PeerObject {
 }
 
 /// All of them, by name.
-pub(super) fn objects(desired: &Desired, node: &Node) -> Vec<PeerObject> {
-    let object = |peer: &crate::config::BgpPeer| {
+pub(super) fn objects(heard: &Heard<'_>, node: &Node) -> Vec<PeerObject> {
+    let object = |heard: &HeardPeer<'_>| {
+        let peer = heard.peer;
         let (target, address) = match &peer.target {
             PeerTarget::Address(address) => (address.to_string(), Some(*address)),
             PeerTarget::Range { range, .. } => (format!("whoever connects from {range}"), None),
@@ -45,9 +46,13 @@ pub(super) fn objects(desired: &Desired, node: &Node) -> Vec<PeerObject> {
             target,
             address,
             range,
-            selector: words.map_or_else(|| "every node".to_owned(), |words| format!("nodes with {words}")),
-            unmet: selector.and_then(|s| s.unmet(&node.labels)),
+            selector: match (heard.only(), words) {
+                (Some(only), _) => format!("node {only}"),
+                (None, Some(words)) => format!("nodes with {words}"),
+                (None, None) => "every node".to_owned(),
+            },
+            unmet: heard.unmet(node),
         }
     };
-    desired.peers.values().map(object).collect()
+    heard.peers.iter().map(object).collect()
 }

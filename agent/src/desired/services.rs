@@ -194,6 +194,7 @@ mod tests {
             name: name.to_owned(),
             labels: BTreeMap::new(),
             annotations: NodeAnnotations::default(),
+            kube_router: None,
             pod_cidrs: Vec::new(),
             internal_ips: Vec::new(),
             external_ips: Vec::new(),

@@ -1,11 +1,12 @@
 use super::*;
-use crate::config::{BgpPeerSpec, NodeAnnotations};
+use crate::config::{BgpPeer, BgpPeerSpec, NodeAnnotations};
 
-fn node(name: &str, ips: &[&str], cidrs: &[&str]) -> Node {
+pub(super) fn node(name: &str, ips: &[&str], cidrs: &[&str]) -> Node {
     Node {
         name: name.to_owned(),
         labels: BTreeMap::from([("rack".to_owned(), "a".to_owned())]),
         annotations: NodeAnnotations::default(),
+        kube_router: None,
         pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         internal_ips: ips.iter().map(|c| c.parse().unwrap()).collect(),
         external_ips: Vec::new(),
@@ -13,12 +14,12 @@ fn node(name: &str, ips: &[&str], cidrs: &[&str]) -> Node {
     }
 }
 
-fn peer(name: &str, yaml: &str) -> Object {
+pub(super) fn peer(name: &str, yaml: &str) -> Object {
     let spec: BgpPeerSpec = serde_saphyr::from_str(yaml).unwrap();
     Object::BgpPeer(Box::new(BgpPeer::validate(name, &spec).unwrap()))
 }
 
-fn desired(objects: impl IntoIterator<Item = Object>) -> Desired {
+pub(super) fn desired(objects: impl IntoIterator<Item = Object>) -> Desired {
     let mut desired = Desired::new("n1", "manx-system");
     for object in objects {
         desired.set(&object);

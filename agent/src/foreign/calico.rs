@@ -148,7 +148,7 @@ fn peer(object: &Value, out: &mut Translation) {
     let reference = &from["password"]["secretKeyRef"];
     if let (Some(secret), Some(key)) = (text(&reference["name"]), text(&reference["key"])) {
         set("password", json!({"secretKeyRef": {"name": secret, "key": key}}));
-        out.remark(
+        out.by_hand(
             object,
             format!("copy Secret {secret} to the namespace of Manx; until then the session stays down"),
         );

@@ -137,7 +137,7 @@ impl Peer {
         if self.password {
             let secret = format!("bgp-{name}");
             spec.insert("password".to_owned(), json!({"secretKeyRef": {"name": secret, "key": "password"}}));
-            out.remark(node, format!("the password of {ip} is in an annotation: put it into Secret {secret}, key password, in the namespace of Manx"));
+            out.by_hand(node, format!("the password of {ip} is in an annotation: put it into Secret {secret}, key password, in the namespace of Manx"));
         }
         out.object("BGPPeer", &name, spec);
     }

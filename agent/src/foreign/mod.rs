@@ -6,11 +6,13 @@
 
 mod calico;
 mod kube_router;
+mod live;
 mod metallb;
 mod selector;
 
 use std::fmt;
 
+pub(crate) use live::{calico_object, kube_router_node};
 use serde_json::{Value, json};
 
 use crate::config::{GROUP, VERSION};
@@ -33,6 +35,8 @@ pub struct Remark {
     pub object: String,
     /// What about it.
     pub reason: String,
+    /// Something to do once, by who takes it over; not something that is left out.
+    pub by_hand: bool,
 }
 
 impl fmt::Display for Remark {
@@ -74,8 +78,17 @@ fn flatten<'a>(document: &'a Value, out: &mut Vec<&'a Value>) {
 
 impl Translation {
     fn remark(&mut self, object: &Value, reason: impl Into<String>) {
+        self.note(object, reason.into(), false);
+    }
+
+    /// Something that somebody has to do once.
+    fn by_hand(&mut self, object: &Value, reason: impl Into<String>) {
+        self.note(object, reason.into(), true);
+    }
+
+    fn note(&mut self, object: &Value, reason: String, by_hand: bool) {
         let kind = object["kind"].as_str().unwrap_or("object");
-        let remark = Remark { object: format!("{kind} {}", name(object)), reason: reason.into() };
+        let remark = Remark { object: format!("{kind} {}", name(object)), reason, by_hand };
         if !self.remarks.contains(&remark) {
             self.remarks.push(remark);
         }

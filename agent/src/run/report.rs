@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use manx_bgp::speaker::PeerFact;
 
@@ -23,7 +24,7 @@ pub(super) fn report_peer(fact: &PeerFact) {
 
 impl Loop {
     /// What the objects say about BGP.
-    pub(super) fn report_intent(&self, intent: &BgpIntent) {
+    pub(super) fn report_intent(&self, intent: &Arc<BgpIntent>) {
         for problem in intent.problems.iter().filter(|problem| !self.told.problems.contains(problem)) {
             tracing::warn!(%problem, "configuration");
         }
@@ -39,7 +40,15 @@ impl Loop {
             f.drain_delay = intent.drain_delay;
             f.peer_objects.clone_from(&intent.objects);
             f.bgp_problems.clone_from(&intent.problems);
+            f.intent = intent.clone();
         });
+    }
+
+    /// What the objects say about the network.
+    pub(super) fn report_network(&self) {
+        let uplinks = self.desired.this_node().map(|node| node.internal_ips.clone()).unwrap_or_default();
+        let settings = self.desired.network_settings(self.links.mtu_of(&uplinks));
+        self.facts.with(|f| f.network = settings);
     }
 
     /// Whether BGP connections are accepted at an address; `failed` says why not.
@@ -151,6 +160,7 @@ impl Loop {
             reason,
             ..StatusProblem::default()
         }));
-        problems.into_iter().flatten().collect()
+        let adopted = self.adopted.iter().flat_map(|adopted| adopted.problems());
+        problems.into_iter().flatten().chain(adopted).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Keeping the speaker at what the objects say: the difference between two intents, as calls.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -36,9 +37,10 @@ impl Loop {
         if !self.options.bgp_listen.is_empty() {
             intent.listen = self.options.bgp_listen.iter().copied().collect();
         }
-        if intent == self.told {
+        if intent == *self.told {
             return Ok(());
         }
+        let intent = Arc::new(intent);
         self.report_intent(&intent);
         // Own prefixes first: at no instant is one advertised and not backed by its blackhole.
         if let Some(fib) = &self.fib {
@@ -81,7 +83,7 @@ impl Loop {
     }
 
     /// The speaker starts with all that it should know, so that its first OPEN and its first UPDATE are right.
-    fn start_speaker(&mut self, config: SpeakerConfig, intent: BgpIntent) -> anyhow::Result<()> {
+    fn start_speaker(&mut self, config: SpeakerConfig, intent: Arc<BgpIntent>) -> anyhow::Result<()> {
         let (paths, mut news) = mpsc::unbounded_channel();
         let net = NetConfig {
             listen: intent.listen.iter().copied().collect(),

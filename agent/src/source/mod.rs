@@ -21,7 +21,9 @@ pub mod manifest_dir;
 mod object;
 mod tree;
 
-pub use object::{Endpoint, EndpointSlice, Kind, Node, Object, ObjectKey, Secret, Service, ServiceKind};
+pub use object::{
+    Endpoint, EndpointSlice, Foreign, Kind, KubeRouter, Node, Object, ObjectKey, Secret, Service, ServiceKind,
+};
 
 use std::sync::Arc;
 

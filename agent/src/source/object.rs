@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
+use manx_bgp::types::Asn;
 
 use manx_policy::model::{Entity, Labels, Namespace, Pod, PodId, Policy, PolicyKind};
 
@@ -19,12 +20,18 @@ pub enum Kind {
     BgpConfiguration,
     /// `manx.dev` BGPFilter.
     BgpFilter,
+    /// `projectcalico.org` BGPConfiguration.
+    CalicoBgpConfiguration,
+    /// `projectcalico.org` BGPFilter.
+    CalicoBgpFilter,
     /// Secret.
     Secret,
     /// Node.
     Node,
     /// `manx.dev` BGPPeer.
     BgpPeer,
+    /// `projectcalico.org` BGPPeer.
+    CalicoBgpPeer,
     /// Namespace.
     Namespace,
     /// Pod.
@@ -56,6 +63,9 @@ impl Kind {
             Kind::NetworkConfiguration => "NetworkConfiguration",
             Kind::BgpConfiguration => "BGPConfiguration",
             Kind::BgpFilter => "BGPFilter",
+            Kind::CalicoBgpConfiguration => "Calico BGPConfiguration",
+            Kind::CalicoBgpFilter => "Calico BGPFilter",
+            Kind::CalicoBgpPeer => "Calico BGPPeer",
             Kind::Secret => "Secret",
             Kind::Node => "Node",
             Kind::BgpPeer => "BGPPeer",
@@ -87,6 +97,9 @@ impl Kind {
             Kind::NetworkConfiguration
             | Kind::BgpConfiguration
             | Kind::BgpFilter
+            | Kind::CalicoBgpConfiguration
+            | Kind::CalicoBgpFilter
+            | Kind::CalicoBgpPeer
             | Kind::Node
             | Kind::BgpPeer
             | Kind::ClusterNetworkPolicy
@@ -146,6 +159,8 @@ pub enum Object {
     BgpFilter(BgpFilter),
     /// Cluster-wide network settings.
     NetworkConfiguration(NetworkConfiguration),
+    /// What another network's object says about BGP.
+    Foreign(Foreign),
 }
 
 impl Object {
@@ -182,8 +197,37 @@ impl Object {
             Object::BgpPeer(o) => cluster(Kind::BgpPeer, &o.name),
             Object::BgpFilter(o) => cluster(Kind::BgpFilter, &o.name),
             Object::NetworkConfiguration(_) => cluster(Kind::NetworkConfiguration, crate::config::SINGLETON),
+            Object::Foreign(o) => cluster(o.kind, &o.name),
         }
     }
+}
+
+/// An object of Calico's, in our words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Foreign {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// It is for the node of this name alone.
+    pub node: Option<String>,
+    /// The AS number that it names; what it leaves out, others may say.
+    pub asn: Option<Asn>,
+    /// What it says; nothing where it cannot be taken over.
+    pub says: Vec<Object>,
+}
+
+/// What kube-router's annotations of a Node say, in our words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeRouter {
+    /// `kube-router.io/node.asn`.
+    pub asn: Option<Asn>,
+    /// `kube-router.io/rr.server`: it reflects, with this cluster id.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// Peers of this node.
+    pub peers: Vec<BgpPeer>,
+    /// What of it is not done.
+    pub remarks: Vec<String>,
 }
 
 /// A node of the cluster.
@@ -195,6 +239,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// What its `manx.dev/` annotations say.
     pub annotations: NodeAnnotations,
+    /// What its annotations of kube-router say, where it has any.
+    pub kube_router: Option<Box<KubeRouter>>,
     /// `spec.podCIDRs` (or `spec.podCIDR`), host bits cleared.
     pub pod_cidrs: Vec<IpNetwork>,
     /// `status.addresses` of type InternalIP, in order.

@@ -2,7 +2,7 @@
 //!
 //! Pure: rows of the agent's own views in, decisions out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
@@ -31,6 +31,10 @@ pub struct NodeNow {
     pub not_ready: BTreeMap<&'static str, String>,
     /// What keeps the network from being there; `None`: it is, or was once.
     pub network_missing: Option<String>,
+    /// Peers that are there by a BGPPeer of ours; sessions with others are the node's own affair.
+    pub declared: BTreeSet<String>,
+    /// What of the node's annotations for another network is not done.
+    pub not_done: BTreeSet<String>,
 }
 
 /// A time as Kubernetes writes it.
@@ -148,7 +152,11 @@ pub fn happenings(old: &NodeNow, new: &NodeNow) -> Vec<Happening> {
         let was_up = was.is_some_and(PeerRow::established);
         let lost = was.is_some_and(|was| row.flaps > was.flaps);
         // A range's peers bear its name in front.
-        let about = About::Peer(row.name.split('@').next().unwrap_or_default().to_owned());
+        let object = row.name.split('@').next().unwrap_or_default();
+        let about = match new.declared.contains(object) {
+            true => About::Peer(object.to_owned()),
+            false => About::Node,
+        };
         if lost || (was_up && !row.established()) {
             let why = row.reason.as_deref().unwrap_or("it is back already");
             let message = format!("session of {} with {} was lost: {why}", row.node, row.address);
@@ -159,6 +167,7 @@ pub fn happenings(old: &NodeNow, new: &NodeNow) -> Vec<Happening> {
             found.push(Happening { about, warning: false, reason: "SessionEstablished", message });
         }
     }
+    found.extend(not_done(&old.not_done, new));
     if old.drain != new.drain {
         let message = format!("BGP is {}", new.drain);
         found.push(Happening { about: About::Node, warning: false, reason: "BGPDrain", message });
@@ -186,6 +195,16 @@ pub fn happenings(old: &NodeNow, new: &NodeNow) -> Vec<Happening> {
     found
 }
 
+/// What is not done of the node's annotations and was not told before.
+pub fn not_done<'a>(told: &'a BTreeSet<String>, new: &'a NodeNow) -> impl Iterator<Item = Happening> + 'a {
+    new.not_done.difference(told).map(|message| Happening {
+        about: About::Node,
+        warning: true,
+        reason: "NotSupported",
+        message: message.clone(),
+    })
+}
+
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -199,7 +218,12 @@ mod tests {
     }
 
     fn node(peers: Vec<PeerRow>) -> NodeNow {
-        NodeNow { drain: "Serving".into(), peers, ..NodeNow::default() }
+        NodeNow {
+            drain: "Serving".into(),
+            declared: peers.iter().map(|peer| peer.name.clone()).collect(),
+            peers,
+            ..NodeNow::default()
+        }
     }
 
     fn reasons(old: &NodeNow, new: &NodeNow) -> Vec<&'static str> {
@@ -216,6 +240,23 @@ mod tests {
         let back = node(vec![row("a", "Established", 1)]);
         assert_eq!(reasons(&up, &back), ["SessionDown", "SessionEstablished"]);
         assert!(reasons(&back, &back).is_empty());
+    }
+
+    #[test]
+    fn a_session_that_no_peer_of_ours_declares_is_told_of_the_node() {
+        let (down, mut up) = (node(vec![row("n2", "Connect", 0)]), node(vec![row("n2", "Established", 0)]));
+        assert_eq!(happenings(&down, &up)[0].about, About::Peer("n2".into()));
+        up.declared.clear();
+        assert_eq!(happenings(&down, &up)[0].about, About::Node);
+    }
+
+    #[test]
+    fn what_is_not_done_of_annotations_is_told_once() {
+        let plain = node(vec![]);
+        let mut annotated = plain.clone();
+        annotated.not_done.insert("annotation kube-router.io/rr.client has no equal here".into());
+        assert_eq!(reasons(&plain, &annotated), ["NotSupported"]);
+        assert!(reasons(&annotated, &annotated).is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::node_state::condition;
 use crate::crd::status::{ACCEPTED, Condition, NodeStateStatus};
@@ -20,6 +21,13 @@ pub(super) const JUDGED: &[(Kind, &str, &str)] = &[
     (Kind::BgpConfiguration, "manx.dev/v1alpha1", "bgpconfigurations"),
     (Kind::NetworkConfiguration, "manx.dev/v1alpha1", "networkconfigurations"),
     (Kind::ClusterNetworkPolicy, "policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies"),
+];
+
+/// Calico's kinds that are read for BGP, with the plural names of their resources. They have no status: Events tell.
+pub(super) const FOREIGN: &[(Kind, &str)] = &[
+    (Kind::CalicoBgpPeer, "bgppeers"),
+    (Kind::CalicoBgpFilter, "bgpfilters"),
+    (Kind::CalicoBgpConfiguration, "bgpconfigurations"),
 ];
 
 /// How many nodes have a peer, and how many of them an Established session.
@@ -81,6 +89,31 @@ pub(super) fn patch(kind: Kind, object: &Value, counts: &Counts, now: EpochSecon
     (!nothing).then(|| json!({ "status": status }))
 }
 
+/// What of another network's object is not done; `None`: all of it is.
+pub(super) fn not_done(kind: Kind, object: &Value) -> Option<String> {
+    let notes = judge(kind, object).unwrap_or_else(|faults| faults);
+    (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+/// The Event that says so. The same thing has the same name, whoever holds the Lease, so that it is said once.
+pub(super) fn event(object: &Value, message: &str, at: &str) -> Value {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let uid = &object["metadata"]["uid"];
+    let digest = Sha256::digest(format!("{} {uid} {message}", object["kind"]));
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    // Names end at 253 characters, messages at 1,024.
+    let start: String = name.chars().take(253 - 1 - digest.len()).collect();
+    let message: String = message.chars().take(1024).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": format!("{start}.{digest}"), "namespace": "default"},
+        "involvedObject": {"apiVersion": object["apiVersion"], "kind": object["kind"], "name": name, "uid": uid},
+        "reason": "NotSupported", "message": message, "type": "Warning", "count": 1,
+        "firstTimestamp": at, "lastTimestamp": at,
+        "source": {"component": "manx-agent"}, "reportingComponent": "manx.dev/agent",
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +152,23 @@ mod tests {
             (&json!("False"), &json!("Invalid"))
         );
         assert!(conditions[1]["message"].as_str().unwrap().contains("spec.peerIP"), "{conditions:?}");
+    }
+
+    #[test]
+    fn what_calico_says_and_nobody_does_is_an_event_of_one_name() {
+        let theirs = |spec: Value| {
+            json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPPeer",
+                                           "metadata": {"name": "tor-a", "uid": "u-1"}, "spec": spec})
+        };
+        let good = theirs(json!({"peerIP": "192.0.2.1", "asNumber": 65001}));
+        assert_eq!(not_done(Kind::CalicoBgpPeer, &good), None);
+        let more = theirs(json!({"peerIP": "192.0.2.1", "asNumber": 65001, "maxRestartTime": "1s"}));
+        let message = not_done(Kind::CalicoBgpPeer, &more).unwrap();
+        assert_eq!(message, "spec.maxRestartTime: has no equal here and is left out");
+        let event = super::event(&more, &message, "2026-01-01T00:00:00Z");
+        assert_eq!(event["involvedObject"]["apiVersion"], "crd.projectcalico.org/v1");
+        assert_eq!(event["metadata"]["name"], super::event(&more, &message, "later")["metadata"]["name"]);
+        assert_ne!(event["metadata"]["name"], super::event(&more, "another", "")["metadata"]["name"]);
     }
 
     #[test]

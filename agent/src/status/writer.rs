@@ -1,5 +1,6 @@
 //! The shell: looks at the agent every few seconds, asks the pure rooms what to write, writes it.
 
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,9 +12,10 @@ use tokio::sync::watch;
 use super::events::{About, Recorder, Write};
 use super::lease::{self, Act, Election, Seen};
 use super::node_state::{self, NodeNow, rfc3339};
-use super::verdict::{self, Counts, JUDGED};
+use super::verdict::{self, Counts, FOREIGN, JUDGED};
 use crate::api::facts::epoch_now;
 use crate::crd::status::NodeStateStatus;
+use crate::source::kube::kinds::CALICO;
 use crate::source::kube::{Api, Call, encode};
 
 const MERGE: &str = "application/merge-patch+json";
@@ -21,6 +23,10 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const JSON: &str = "application/json";
 /// Objects in a page of the leader's reading.
 const PAGE: u32 = 200;
+/// Events on cluster-scoped objects live in namespace default.
+const EVENTS: &str = "/api/v1/namespaces/default/events";
+/// An Event lives for an hour, unless the API server was told otherwise: what is still true is said again before.
+const SAY_AGAIN: Duration = Duration::from_secs(50 * 60);
 /// Patches in one round of the leader; the rest waits for the next.
 const ROUND: usize = 100;
 
@@ -64,7 +70,7 @@ where
     F: Future<Output = Option<NodeNow>>,
 {
     let (held, holds) = watch::channel(None);
-    let leader = Leader { api: api.clone(), holds, timing: settings.timing };
+    let leader = Leader { api: api.clone(), told: HashMap::new(), holds, timing: settings.timing };
     let candidate = Candidate { api: api.clone(), settings: settings.clone(), held };
     let node = Node::new(api, settings);
     tokio::join!(node.run(view), candidate.run(), leader.run());
@@ -213,8 +219,13 @@ impl Node {
     }
 
     async fn events(&mut self, now: &NodeNow) {
-        let Some(before) = &self.before else { return };
-        for happening in node_state::happenings(before, now) {
+        let nothing = BTreeSet::new();
+        let found: Vec<_> = match &self.before {
+            Some(before) => node_state::happenings(before, now),
+            // What was so before this agent came is no news, but for what nobody does.
+            None => node_state::not_done(&nothing, now).collect(),
+        };
+        for happening in found {
             let Some(write) = self.recorder.record(Instant::now(), happening) else { continue };
             let result = self.write_event(write).await;
             report("Events", &mut self.failing.events, result);
@@ -222,8 +233,7 @@ impl Node {
     }
 
     async fn write_event(&self, write: Write) -> Result<(u16, Value), String> {
-        // Events on cluster-scoped objects live in namespace default.
-        let collection = "/api/v1/namespaces/default/events";
+        let collection = EVENTS;
         let at = rfc3339(epoch_now());
         match write {
             Write::Count(name, count) => {
@@ -359,6 +369,8 @@ fn seen(object: &Value) -> Seen {
 /// Writes cluster-wide status while this agent holds the Lease.
 struct Leader {
     api: Arc<Api>,
+    /// Events that were written, by name, and when.
+    told: HashMap<String, Instant>,
     holds: watch::Receiver<Option<Instant>>,
     timing: Timing,
 }
@@ -387,7 +399,7 @@ impl Leader {
         self.holds.borrow().is_some_and(|until| Instant::now() < until)
     }
 
-    async fn round(&self) -> Result<(), String> {
+    async fn round(&mut self) -> Result<(), String> {
         let mut counts = Counts::default();
         self.each("manx.dev/v1alpha1", "bgpnodestates", |object| {
             if let Ok(state) = serde_json::from_value(object["status"].clone()) {
@@ -395,6 +407,7 @@ impl Leader {
             }
         })
         .await?;
+        self.tell_of_foreign().await?;
         let mut left = ROUND;
         for (kind, api_version, plural) in JUDGED {
             let mut patches = Vec::new();
@@ -425,8 +438,51 @@ impl Leader {
         Ok(())
     }
 
-    /// Reads all objects of a resource, page by page; none where it is not installed.
-    async fn each(&self, api_version: &str, plural: &str, mut take: impl FnMut(Value)) -> Result<(), String> {
+    /// Says by Events what of Calico's objects is not done: their kinds have no status to say it in.
+    async fn tell_of_foreign(&mut self) -> Result<(), String> {
+        self.told.retain(|_, at| at.elapsed() < SAY_AGAIN);
+        let mut events = Vec::new();
+        for (kind, plural) in FOREIGN {
+            for (group, version) in CALICO {
+                let installed = self
+                    .each(&format!("{group}/{version}"), plural, |object| {
+                        events.extend(verdict::not_done(*kind, &object).map(|text| (object, text)));
+                    })
+                    .await?;
+                // The others are the same objects under another name.
+                if installed {
+                    break;
+                }
+            }
+        }
+        let at = rfc3339(epoch_now());
+        for (object, message) in events {
+            let event = verdict::event(&object, &message, &at);
+            let name = event["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            if self.told.contains_key(&name) || self.told.len() >= ROUND || !self.holds() {
+                continue;
+            }
+            let call = Call { content_type: JSON, value: &event };
+            let (code, answer) = self.api.call(Method::POST, EVENTS, Some(call)).await?;
+            // There already: the Lease's last holder has told it.
+            if !matches!(code, 200..=299 | 409) {
+                return Err(format!(
+                    "Event {name}: {code}: {}",
+                    answer["message"].as_str().unwrap_or_default()
+                ));
+            }
+            self.told.insert(name, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Reads all objects of a resource, page by page; whether it is installed.
+    async fn each(
+        &self,
+        api_version: &str,
+        plural: &str,
+        mut take: impl FnMut(Value),
+    ) -> Result<bool, String> {
         let mut next = String::new();
         loop {
             let more = if next.is_empty() { String::new() } else { format!("&continue={}", encode(&next)) };
@@ -434,7 +490,7 @@ impl Leader {
             let (code, mut page) = self.api.call(Method::GET, &path, None).await?;
             match code {
                 200 => {}
-                404 => return Ok(()),
+                404 => return Ok(false),
                 _ => {
                     return Err(format!(
                         "{plural}: {code}: {}",
@@ -455,7 +511,7 @@ impl Leader {
             }
             match page["metadata"]["continue"].as_str() {
                 Some(token) if !token.is_empty() => token.clone_into(&mut next),
-                _ => return Ok(()),
+                _ => return Ok(true),
             }
         }
     }

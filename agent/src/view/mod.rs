@@ -9,6 +9,7 @@ mod doctor;
 mod drain;
 mod drift;
 mod drops;
+mod effective;
 mod events;
 mod history;
 pub mod paths;
@@ -30,6 +31,7 @@ pub use doctor::{Check, CheckResult, Doctor, DoctorKind};
 pub use drain::{DrainPhase, NodeDrain, NodeDrainKind};
 pub use drift::{Drift, DriftItem, RouteDrift, RouteDriftKind};
 pub use drops::{DropEvent, DropEventKind, DropList, DropListKind, DroppedPacket, Dropping, PacketEnd};
+pub use effective::{Effective, EffectiveKind, EffectivePeer, NotInForce, Setting, Sourced};
 pub use events::{Event, EventKind, Happening, TOPICS};
 pub use history::{Action, PeerAction, PeerActionKind, PeerHistory, PeerHistoryKind, Transition};
 pub use pods::{

@@ -3,6 +3,7 @@
 //! | path | query | answers |
 //! |---|---|---|
 //! | [`STATUS`] | | [`Status`](super::Status) |
+//! | [`EFFECTIVE`] | | [`Effective`](super::Effective) |
 //! | [`PEERS`] | | [`PeerList`](super::PeerList) |
 //! | [`PEERS`]`/{peer}` | | [`Peer`](super::Peer); the peer by address or by name |
 //! | [`PEERS`]`/{peer}`[`PEER_HISTORY`] | | [`PeerHistory`](super::PeerHistory) |
@@ -38,6 +39,8 @@ pub const READ_ONLY_SOCKET: &str = "ro.sock";
 
 /// The agent as a whole.
 pub const STATUS: &str = "/v1/status";
+/// What is in force, and where it comes from.
+pub const EFFECTIVE: &str = "/v1/config/effective";
 /// BGP peers; `/{peer}` below it is one of them, by address or by name.
 pub const PEERS: &str = "/v1/peers";
 /// Below a peer: what it needs, from its configuration up, and what of that is missing.

@@ -322,6 +322,10 @@ pub(crate) enum ConfigCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// What is in force on this node, and where each value comes from: defaults, our objects, Calico's, annotations.
+    ///
+    /// Of peers only what differs from the default is shown; -o wide shows all, and the peers of other nodes.
+    Effective,
     /// Print what objects for another network mean in ours, and name what has no equal here.
     ///
     /// Reads what `kubectl get -o yaml` prints of Calico's BGPPeer, BGPConfiguration and BGPFilter, of Nodes with

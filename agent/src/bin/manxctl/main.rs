@@ -11,6 +11,7 @@ mod cli;
 mod client;
 mod doctor;
 mod drops;
+mod effective;
 mod events;
 #[cfg(test)]
 mod golden;
@@ -71,7 +72,9 @@ fn main() -> ExitCode {
 
 /// Runs the command on another node, if that is where it is to run.
 fn elsewhere(cli: &Cli) -> Option<Result<ExitCode, Failure>> {
+    let asks = matches!(&cli.command, Command::Config { command: ConfigCommand::Effective });
     let here = matches!(cli.command, Command::Config { .. } | Command::Completion { .. } | Command::Man);
+    let here = here && !asks;
     match &cli.node {
         _ if here => None,
         Some(node) => {
@@ -126,6 +129,9 @@ async fn ask_once(client: &Client, command: &Command, printer: &Printer) -> Resu
             let status: view::Status = client.get(paths::STATUS, &[]).await?;
             warn_of_skew(&status.version);
             printer.print(&status)
+        }
+        Command::Config { command: ConfigCommand::Effective } => {
+            printer.print(&client.get::<view::Effective>(paths::EFFECTIVE, &[]).await?)
         }
         Command::Version => version(client, printer).await,
         Command::Bundle { file, places } => bundle::pack(client, file.as_deref(), places, printer).await,

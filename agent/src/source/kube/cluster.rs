@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::closed;
 use super::kinds::What;
 use super::reflector::Change;
-use crate::config::LabelSelector;
+use crate::config::{BgpPeer, LabelSelector};
 use crate::source::manifest;
 use crate::source::{Kind, Object, ObjectKey, Problem, Update};
 
@@ -61,8 +61,8 @@ pub(super) struct Cluster {
     complaints: BTreeMap<ObjectKey, Complaint>,
     /// Labels of this node, which choose its peers.
     labels: Option<BTreeMap<String, String>>,
-    /// Peers with a password: which nodes, which Secret.
-    secrets: BTreeMap<String, (Option<LabelSelector>, String)>,
+    /// What names peers with a password: which nodes, which Secret.
+    secrets: BTreeMap<ObjectKey, Vec<(Option<LabelSelector>, String)>>,
     /// Problems told last.
     told: Vec<Problem>,
     in_sync: bool,
@@ -167,7 +167,8 @@ impl Cluster {
     pub(super) fn wanted_secrets(&self) -> BTreeSet<String> {
         let Some(labels) = &self.labels else { return BTreeSet::new() };
         let ours = |selector: &Option<LabelSelector>| selector.as_ref().is_none_or(|s| s.matches(labels));
-        self.secrets.values().filter(|(selector, _)| ours(selector)).map(|(_, name)| name.clone()).collect()
+        let named = self.secrets.values().flatten();
+        named.filter(|(selector, _)| ours(selector)).map(|(_, name)| name.clone()).collect()
     }
 
     /// A Secret is followed from now on.
@@ -246,25 +247,33 @@ impl Cluster {
 
     /// Keeps what decides over Secrets.
     fn note(&mut self, object: &Object) {
-        match object {
-            Object::Node(node) if node.name == self.node_name => self.labels = Some(node.labels.clone()),
-            Object::BgpPeer(peer) => match &peer.password {
-                Some(secret) => {
-                    let wanted = (peer.node_selector.clone(), secret.name.clone());
-                    self.secrets.insert(peer.name.clone(), wanted);
-                }
-                None => _ = self.secrets.remove(&peer.name),
-            },
-            _ => {}
+        let wanted: Vec<_> = match object {
+            Object::Node(node) if node.name == self.node_name => {
+                self.labels = Some(node.labels.clone());
+                node.kube_router.iter().flat_map(|said| &said.peers).filter_map(secret_of).collect()
+            }
+            Object::BgpPeer(peer) => secret_of(peer).into_iter().collect(),
+            Object::Foreign(said) if said.node.as_ref().is_none_or(|node| *node == self.node_name) => {
+                let peers = said.says.iter().filter_map(|said| match said {
+                    Object::BgpPeer(peer) => Some(peer),
+                    _ => None,
+                });
+                peers.filter_map(|peer| secret_of(peer)).collect()
+            }
+            Object::Foreign(_) => Vec::new(),
+            _ => return,
+        };
+        match wanted.is_empty() {
+            true => drop(self.secrets.remove(&object.key())),
+            false => drop(self.secrets.insert(object.key(), wanted)),
         }
     }
 
     fn forget(&mut self, key: &ObjectKey) {
-        match key.kind {
-            Kind::Node if key.name == self.node_name => self.labels = None,
-            Kind::BgpPeer => _ = self.secrets.remove(&key.name),
-            _ => {}
+        if key.kind == Kind::Node && key.name == self.node_name {
+            self.labels = None;
         }
+        self.secrets.remove(key);
     }
 
     fn problems(&self, now: Instant) -> Vec<Problem> {
@@ -312,6 +321,11 @@ impl Cluster {
             Follower::Secret(name) => format!("Secret {}/{name}", self.namespace),
         }
     }
+}
+
+/// Which nodes want which Secret for a peer, if any.
+fn secret_of(peer: &BgpPeer) -> Option<(Option<LabelSelector>, String)> {
+    peer.password.as_ref().map(|secret| (peer.node_selector.clone(), secret.name.clone()))
 }
 
 fn of_all(reason: String, effect: &'static str, stale: bool) -> Problem {
@@ -451,6 +465,34 @@ mod tests {
         let mut updates = Vec::new();
         scene.cluster.drop_secret("sa", &mut updates);
         assert_eq!(updates.iter().map(describe).collect::<Vec<_>>(), ["remove Secret manx-system/sa"]);
+    }
+
+    #[test]
+    fn secrets_of_calicos_peers_and_of_annotations_are_wanted_on_their_nodes() {
+        let mut scene = Scene::new(&[Kind::Node, Kind::CalicoBgpPeer]);
+        let theirs = |name: &str, node: &str| {
+            set(
+                &format!(
+                    r#"{{"apiVersion":"crd.projectcalico.org/v1","kind":"BGPPeer","metadata":{{"name":"{name}"}},"spec":{{
+                    "node":"{node}","peerIP":"10.0.0.1","asNumber":65001,
+                    "password":{{"secretKeyRef":{{"name":"of-{name}","key":"k"}}}}}}}}"#
+                ),
+                false,
+            )
+        };
+        let annotated = set(
+            r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1","annotations":{
+                "kube-router.io/peer.ips":"10.0.0.2","kube-router.io/peer.asns":"65002",
+                "kube-router.io/peer.passwords":"c2VjcmV0"}}}"#,
+            false,
+        );
+        scene.tell(0, Kind::CalicoBgpPeer, vec![theirs("x", "n1"), theirs("y", "n2")], Some(State::Current));
+        scene.tell(0, Kind::Node, vec![annotated], None);
+        assert_eq!(scene.cluster.wanted_secrets(), ["bgp-n1-0".to_owned(), "of-x".to_owned()].into());
+        let gone = Change::Gone { namespace: String::new(), name: "x".into() };
+        scene.tell(1, Kind::CalicoBgpPeer, vec![gone], None);
+        scene.tell(1, Kind::Node, vec![node("n1", "a")], None);
+        assert!(scene.cluster.wanted_secrets().is_empty());
     }
 
     #[test]

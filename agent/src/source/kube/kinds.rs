@@ -83,7 +83,7 @@ pub const WATCH_VERBS: &[&str] = &["get", "list", "watch"];
 /// The group of NetworkPolicy's cluster-wide sisters.
 const POLICY_GROUP: (&str, &str) = ("policy.networking.k8s.io", "v1alpha2");
 /// Calico's kinds as its CRDs have them; else from its own API server.
-const CALICO: &[(&str, &str)] = &[("crd.projectcalico.org", "v1"), ("projectcalico.org", "v3")];
+pub const CALICO: &[(&str, &str)] = &[("crd.projectcalico.org", "v1"), ("projectcalico.org", "v3")];
 const OURS: &[(&str, &str)] = &[(config::GROUP, config::VERSION)];
 
 /// Everything that is read. Kinds that others refer to come first.
@@ -98,9 +98,12 @@ pub const WATCHED: &[Watched] = &[
     ours(Kind::NetworkConfiguration, "networkconfigurations"),
     ours(Kind::BgpConfiguration, "bgpconfigurations"),
     ours(Kind::BgpFilter, "bgpfilters"),
+    calico(Kind::CalicoBgpConfiguration, "bgpconfigurations"),
+    calico(Kind::CalicoBgpFilter, "bgpfilters"),
     Watched { scope: Scope::OwnNamespaceByName, ..core(Kind::Secret, "secrets") },
     core(Kind::Node, "nodes"),
     ours(Kind::BgpPeer, "bgppeers"),
+    calico(Kind::CalicoBgpPeer, "bgppeers"),
     core(Kind::Namespace, "namespaces"),
     core(Kind::Pod, "pods"),
     Watched { apis: &[("networking.k8s.io", "v1")], ..core(Kind::NetworkPolicy, "networkpolicies") },
@@ -168,7 +171,7 @@ pub const WRITTEN: &[Written] = &[
         resource: "events",
         verbs: &["create", "patch"],
         place: Place::Default,
-        why: "Events on this node and its peers",
+        why: "Events on this node and its peers, and on what of another network's objects is not done",
     },
 ];
 

@@ -110,8 +110,10 @@ pub(super) fn node(tree: &Tree) -> ReadResult {
     if !issues.is_empty() {
         return Err(faults(tree, &issues));
     }
+    let kube_router = crate::foreign::kube_router_node(&name, &raw_annotations).map(Box::new);
     let node = Node {
         name,
+        kube_router,
         labels: raw.metadata.labels.unwrap_or_default(),
         annotations,
         pod_cidrs,

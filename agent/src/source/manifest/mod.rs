@@ -4,6 +4,7 @@
 //! nothing. A policy that can be read but not understood is no fault: it stays, opens nothing, and a note says why.
 //! Pure: knows no files, only their text.
 
+mod foreign;
 mod kubernetes;
 mod ours;
 mod policies;
@@ -198,6 +199,15 @@ fn read(tree: &Tree, api_version: &str, kind: &str) -> Outcome {
         ("projectcalico.org" | "crd.projectcalico.org", "GlobalNetworkSet") => {
             policies::network_set(tree, false)
         }
+        ("projectcalico.org" | "crd.projectcalico.org", "BGPConfiguration") => {
+            foreign::read(tree, Kind::CalicoBgpConfiguration)
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "BGPFilter") => {
+            foreign::read(tree, Kind::CalicoBgpFilter)
+        }
+        ("projectcalico.org" | "crd.projectcalico.org", "BGPPeer") => {
+            foreign::read(tree, Kind::CalicoBgpPeer)
+        }
         (
             "policy.networking.k8s.io",
             "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy",
@@ -208,13 +218,6 @@ fn read(tree: &Tree, api_version: &str, kind: &str) -> Outcome {
         )
         | ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => {
             return Outcome::NotDone(format!("this version does not enforce {kind} of {api_version}"));
-        }
-        ("projectcalico.org" | "crd.projectcalico.org", "BGPPeer" | "BGPConfiguration" | "BGPFilter") => {
-            return Outcome::NotDone(format!(
-                "this version does not read {kind} of {api_version}; `manxctl config import calico` says it as {}/{}",
-                config::GROUP,
-                config::VERSION
-            ));
         }
         _ => return Outcome::Foreign,
     };
