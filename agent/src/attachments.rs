@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::api::facts::SharedFacts;
 use crate::delta::{Change, changes};
+use crate::metrics::{Answered, CniCounters, Request};
 use crate::policy_worker::PolicyHandle;
 
 /// A look without being told to: for the event that the kernel dropped.
@@ -34,6 +35,7 @@ pub struct Follower {
     known: Endpoints,
     policy: Option<PolicyHandle>,
     facts: SharedFacts,
+    counters: CniCounters,
     addresses: watch::Sender<Addresses>,
     asking: mpsc::Sender<Look>,
     asked: mpsc::Receiver<Look>,
@@ -41,10 +43,16 @@ pub struct Follower {
 
 impl Follower {
     /// A follower; the policy thread has been told of `known`.
-    pub fn new(store: Store, known: Endpoints, policy: Option<PolicyHandle>, facts: SharedFacts) -> Self {
+    pub fn new(
+        store: Store,
+        known: Endpoints,
+        policy: Option<PolicyHandle>,
+        facts: SharedFacts,
+        counters: CniCounters,
+    ) -> Self {
         let (asking, asked) = mpsc::channel(LOOKS);
         let (addresses, _) = watch::channel(held(&known));
-        Follower { store, known, policy, facts, addresses, asking, asked }
+        Follower { store, known, policy, facts, counters, addresses, asking, asked }
     }
 
     /// The addresses that attached pods hold, now and whenever they change.
@@ -108,6 +116,9 @@ impl Follower {
             }
         };
         self.facts.with(|f| f.attachments = now.len() as u64);
+        for _ in self.known.keys().filter(|id| !now.contains_key(*id)) {
+            self.counters.count(Request::Del, Answered::Ok);
+        }
         if let Some(policy) = &self.policy {
             policy.update(difference(&self.known, &now));
         }

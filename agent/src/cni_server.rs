@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manx_cni::agent::{Request, Response};
+use manx_cni::store::Attachment;
 use manx_policy::model::EndpointId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -15,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::facts::SharedFacts;
 use crate::attachments::Look;
+use crate::metrics::{Answered, CniCounters, Request as Counted};
 use crate::policy_worker::PolicyHandle;
 
 /// A request is one attachment: names, addresses, an id. More is not ours.
@@ -39,6 +41,8 @@ pub struct CniServer {
     pub facts: SharedFacts,
     /// Has the store looked at.
     pub look: mpsc::Sender<Look>,
+    /// What was asked, and how it was answered.
+    pub counters: CniCounters,
 }
 
 /// Serves plugins for ever.
@@ -100,24 +104,38 @@ async fn converse(stream: UnixStream, server: &CniServer) -> std::io::Result<()>
 /// allows; an answer would be final.
 async fn respond(request: Request, server: &CniServer) -> Option<Response> {
     match request {
-        Request::Status => Some(match server.facts.get().cni_blocked {
-            None => Response::Ok {},
-            Some(reason) => Response::Error {
-                code: NOT_AVAILABLE,
-                msg: "pods cannot be attached now".to_owned(),
-                details: reason,
-            },
+        Request::Status => Some(match server.facts.with(|facts| facts.cni_blocked.clone()) {
+            None => {
+                server.counters.count(Counted::Status, Answered::Ok);
+                Response::Ok {}
+            }
+            Some(reason) => {
+                server.counters.count(Counted::Status, Answered::Refused);
+                Response::Error {
+                    code: NOT_AVAILABLE,
+                    msg: "pods cannot be attached now".to_owned(),
+                    details: reason,
+                }
+            }
         }),
         Request::Confirm { attachment } => {
-            let Some(policy) = &server.policy else { return Some(Response::Ok {}) };
-            // The question comes after the look: else an attachment made anew under its old name (podman starts a
-            // container again) would be answered for by the rules of the old one.
-            let (look, looked) = oneshot::channel();
-            server.look.send(look).await.ok()?;
-            looked.await.ok()?;
-            let id = EndpointId { container_id: attachment.container_id, ifname: attachment.ifname };
-            policy.confirm(id).await.ok()?;
-            Some(Response::Ok {})
+            let waiting = server.counters.waiting();
+            let answer = confirm(attachment, server).await;
+            waiting.done(if answer.is_some() { Answered::Ok } else { Answered::Refused });
+            answer
         }
     }
+}
+
+/// Waits until the policy of this very attachment is in the kernel.
+async fn confirm(attachment: Attachment, server: &CniServer) -> Option<Response> {
+    let Some(policy) = &server.policy else { return Some(Response::Ok {}) };
+    // The question comes after the look: else an attachment made anew under its old name (podman starts a
+    // container again) would be answered for by the rules of the old one.
+    let (look, looked) = oneshot::channel();
+    server.look.send(look).await.ok()?;
+    looked.await.ok()?;
+    let id = EndpointId { container_id: attachment.container_id, ifname: attachment.ifname };
+    policy.confirm(id).await.ok()?;
+    Some(Response::Ok {})
 }

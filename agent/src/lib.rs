@@ -12,6 +12,7 @@
 //! `run` joins them and does nothing else.
 #![deny(unsafe_code)]
 
+pub mod adopted;
 pub mod api;
 pub mod attachments;
 pub mod cleanup;

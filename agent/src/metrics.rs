@@ -3,6 +3,7 @@
 
 mod bgp;
 mod classic;
+mod cni;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -16,9 +17,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::api::server::Api;
+use crate::api::server::{self, Api};
 use crate::kernel;
 use crate::kernel::fib::FibStats;
+
+pub use cni::{Answered, CniCounters, Request};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
@@ -118,6 +121,10 @@ pub async fn render(api: &Api, format: Format) -> Result<String, fmt::Error> {
         registry.register("policy_drops", help, drops);
         let help = "Times that rules of ours were put right after another program had changed them";
         registry.register("policy_repairs", help, counter(kernel.repairs));
+    }
+    if let Some(ipam) = server::addresses(api).await {
+        api.cni.register(&mut registry);
+        cni::addresses(&mut registry, &ipam);
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;

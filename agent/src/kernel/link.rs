@@ -116,6 +116,11 @@ impl LinksHandle {
         self.read().egress(address)
     }
 
+    /// The name of the link out of which another owner's route for this very address leads, without a gateway.
+    pub fn host_route(&self, address: IpAddr) -> Option<String> {
+        self.read().host_route(address)
+    }
+
     /// A neighbour known by its interface: a link-local address, which no route leads to. `None`: the link is down or gone.
     pub fn neighbor(&self, hop: NextHop) -> Option<Egress> {
         self.read().neighbor(hop)

@@ -25,6 +25,7 @@ use manx_bgp::types::Prefix;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::adopted::Adopted;
 use crate::api::facts::SharedFacts;
 use crate::api::server::Api;
 use crate::attachments::Addresses;
@@ -105,6 +106,8 @@ struct Loop {
     in_sync: bool,
     links: LinksHandle,
     policy: Option<PolicyHandle>,
+    /// Pods of another plugin, where policy alone is ours.
+    adopted: Option<Adopted>,
     fib: Option<FibHandle>,
     bgp: Option<BgpHandle>,
     cni: Option<CniConfig>,
@@ -122,7 +125,7 @@ struct Loop {
     /// Who may be a peer as default gateway.
     gateways: Gateways,
     /// What the speaker was told last.
-    told: BgpIntent,
+    told: Arc<BgpIntent>,
     /// The Service ranges that are guarded, and since when nobody has looked whether they are.
     guarded: Option<(BTreeSet<Prefix>, Instant)>,
     /// What the plugin was told last.
@@ -169,10 +172,16 @@ impl Loop {
                 Update::Set(object) => {
                     self.desired.set(&object);
                     policy.extend(desired::policy::update(&object));
+                    if let Some(adopted) = &mut self.adopted {
+                        adopted.set(&object);
+                    }
                 }
                 Update::Remove(key) => {
                     self.desired.remove(&key);
                     policy.extend(desired::policy::removal(&key));
+                    if let Some(adopted) = &mut self.adopted {
+                        adopted.remove(&key);
+                    }
                 }
                 Update::Problems(problems) => {
                     let shown: Vec<_> = problems.iter().map(StatusProblem::from).collect();
@@ -190,11 +199,29 @@ impl Loop {
                 }
             }
         }
+        policy.extend(self.adopt());
         if let Some(handle) = &self.policy {
             handle.update(policy);
             if self.in_sync {
                 handle.in_sync();
             }
+        }
+    }
+
+    /// Interfaces of another plugin's pods that came or went.
+    fn adopt(&mut self) -> Vec<manx_policy::model::Update> {
+        let Some(adopted) = &mut self.adopted else { return Vec::new() };
+        let (links, desired) = (&self.links, &self.desired);
+        let updates = adopted.turn(|ip| links.host_route(ip), |ip| desired.holds(ip));
+        let count = adopted.count() as u64;
+        self.facts.with(|f| f.attachments = count);
+        updates
+    }
+
+    fn adopt_anew(&mut self) {
+        let updates = self.adopt();
+        if let Some(policy) = self.policy.as_ref().filter(|_| !updates.is_empty()) {
+            policy.update(updates);
         }
     }
 
@@ -264,6 +291,7 @@ impl Loop {
             // Directly connected external peers fall over at once instead of after the hold time.
             self.tell_speaker(move |speaker, now| speaker.link_down(now, ifindex));
         }
+        self.adopt_anew();
         let links = self.links.clone();
         let moved = self.next_hops.refresh(|hop| routes::egress(&links, hop));
         // The kernel first: all routes that lead there turn at once, whatever the speaker makes of it.
@@ -287,6 +315,8 @@ impl Loop {
     async fn on_tick(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         self.health.beat("run", now);
+        // A route to a pod is no news to those who follow next hops.
+        self.adopt_anew();
         self.api.dropped.sample(now);
         self.api.events.flush(now);
         if self.sweep_at.is_some_and(|at| now >= at) {
@@ -320,6 +350,7 @@ impl Loop {
         }
         self.tell_plugin();
         self.reconcile_egress();
+        self.report_network();
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::{Event, Loop};
+use crate::adopted::Adopted;
 use crate::api::clock::Clock;
 use crate::api::events::Events;
 use crate::api::facts::{SharedFacts, epoch_now};
@@ -20,7 +21,7 @@ use crate::api::why::DroppedSegments;
 use crate::attachments::{self, Endpoints, Follower};
 use crate::cni_config::CniConfig;
 use crate::cni_server::{self, CniServer};
-use crate::desired::{BgpIntent, Desired, Gateways};
+use crate::desired::{Desired, Gateways};
 use crate::drained::OrderFile;
 use crate::drops::Drops;
 use crate::health::Health;
@@ -29,6 +30,7 @@ use crate::kernel::iptables::Backend;
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
 use crate::kernel::sysctl;
+use crate::metrics::CniCounters;
 use crate::options::{self, Feature, Jumps, Options, SourceOptions};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
@@ -67,12 +69,14 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         true => Some(start_policy(&options, &attached, &health, &events)?),
         false => None,
     };
+    let counters = CniCounters::default();
     let drops = match policy.is_some() && !options.no_drop_log {
         true => Some(Drops::spawn().context("cannot start the thread for dropped packets")?),
         false => None,
     };
     if let Some(store) = &store {
-        let follower = Follower::new(store.clone(), attached, policy.clone(), facts.clone());
+        let follower =
+            Follower::new(store.clone(), attached, policy.clone(), facts.clone(), counters.clone());
         let mut addresses = follower.addresses();
         let to = events.clone();
         tokio::spawn(async move {
@@ -87,7 +91,12 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         });
         if options.enabled(Feature::Cni) {
             let socket = sockets::listen(&run_dir, &options.run_dir.join(manx_cni::agent::SOCKET), 0o600)?;
-            let server = CniServer { policy: policy.clone(), facts: facts.clone(), look: follower.look() };
+            let server = CniServer {
+                policy: policy.clone(),
+                facts: facts.clone(),
+                look: follower.look(),
+                counters: counters.clone(),
+            };
             facts.with(|f| f.cni_blocked = Some("the source is not in sync yet".to_owned()));
             watch("cni.sock", &events, async move { cni_server::serve(socket, server).await });
             watch("leak sweep", &events, leaks::sweep(store.clone()));
@@ -137,6 +146,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         fib: fib.clone(),
         links: links.clone(),
         store: store.filter(|_| cni.is_some()),
+        cni: counters,
     });
     watch("admin API", &events, serve(admin, server::Access::Admin, api.clone()));
     watch("read-only API", &events, serve(read_only, server::Access::ReadOnly, api.clone()));
@@ -148,7 +158,11 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
     }
 
     tracing::info!(node = %options.node_name, version = env!("CARGO_PKG_VERSION"), inherited, "agent started");
+    // With CNI the attachments tell which interface is whose; without, the kernel's routes do.
+    let adopting = policy.is_some() && !options.enabled(Feature::Cni);
+    let adopted = adopting.then(|| Adopted::new(&options.node_name, &options.pod_interface_prefix));
     let agent = Loop {
+        adopted,
         desired: Desired::new(&options.node_name, &options.namespace),
         _run_dir: run_dir,
         options,
@@ -170,7 +184,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         routes: Routes::default(),
         next_hops: NextHops::default(),
         gateways: Gateways::default(),
-        told: BgpIntent::default(),
+        told: Arc::default(),
         guarded: None,
         node: None,
     };

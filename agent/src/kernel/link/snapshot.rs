@@ -335,6 +335,16 @@ impl Snapshot {
         None
     }
 
+    /// The name of the link out of which a route for this very address leads, without a gateway.
+    pub(super) fn host_route(&self, address: IpAddr) -> Option<String> {
+        let routes = match address {
+            IpAddr::V4(ip) => self.ipv4.get(&Ipv4Network::from(ip)),
+            IpAddr::V6(ip) => self.ipv6.get(&Ipv6Network::from(ip)),
+        };
+        let hop = self.hops(routes?.first()?).find(|hop| hop.gateway.is_none() && hop.ifindex != 0)?;
+        Some(self.name(hop.ifindex))
+    }
+
     /// Routers that the default routes of the lowest metric lead to, of each family, with the name of their link; of links
     /// that are up.
     pub(super) fn default_gateways(&self) -> Vec<(Family, IpAddr, String)> {
