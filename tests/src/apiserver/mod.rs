@@ -7,6 +7,7 @@
 pub mod resources;
 mod server;
 mod store;
+pub mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -46,10 +46,22 @@ impl Follower {
         Self::by(&file, files)
     }
 
+    /// One whose waits between attempts are so many times shorter than they are.
+    pub(crate) fn hasty(server: &ApiServer, haste: u32) -> Self {
+        let files = TempDir::new().unwrap();
+        let file = files.path().join("kubeconfig");
+        server.write_kubeconfig(&file, None).unwrap();
+        Self::with_timing(&file, files, Timing { haste, ..TIMING })
+    }
+
     /// Follows the server of a kubeconfig.
     pub(crate) fn by(file: &Path, files: TempDir) -> Self {
+        Self::with_timing(file, files, TIMING)
+    }
+
+    fn with_timing(file: &Path, files: TempDir, timing: Timing) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let settings = Settings { node_name: "n1".into(), namespace: "manx-system".into(), timing: TIMING };
+        let settings = Settings { node_name: "n1".into(), namespace: "manx-system".into(), timing };
         let (_, updates) =
             runtime.block_on(kube::spawn(Access::Kubeconfig(file.to_owned()), settings)).unwrap();
         Follower {

@@ -3,8 +3,9 @@
 
 mod follower;
 mod real;
+mod tls;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use manx_agent::source::Kind;
 use manx_agent::source::kube::{self, Access, Settings, Timing};
@@ -168,6 +169,34 @@ fn while_the_server_is_away_the_state_stays_and_says_that_it_is_old() {
     follower.until_equal(&server);
 }
 
+/// Waits are 300 times shorter than they are, so that twelve seconds hold as many attempts as an hour does.
+#[test]
+fn an_hour_without_the_server_costs_nothing_but_staleness() {
+    const HASTE: u32 = 300;
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut server = populated();
+    let mut follower = Follower::hasty(&server, HASTE);
+    follower.until("in sync", |f| f.in_sync);
+    let (before, open) = (follower.objects.clone(), descriptors());
+    server.stop();
+    let away = Instant::now();
+    let mut said = 0;
+    while away.elapsed() < Duration::from_secs(3600) / HASTE {
+        let problems = follower.problems.clone();
+        follower.take(Duration::from_millis(100));
+        said += usize::from(problems != follower.problems);
+    }
+    assert!(follower.stale() && follower.problems.len() == 1, "{:?}", follower.problems);
+    assert_eq!((&follower.objects, follower.removed), (&before, 0));
+    assert!(said <= 5, "said {said} times that nobody is there");
+    assert!(descriptors() <= open + 10, "{} descriptors, {open} before", descriptors());
+    server.set(pod("x", "n1", "web"));
+    server.remove("v1", "Pod", "shop", "db");
+    server.come_back(None).unwrap();
+    follower.until("fresh", |f| !f.stale());
+    follower.until_equal(&server);
+}
+
 #[test]
 fn a_server_that_comes_back_with_a_shorter_history_is_read_again() {
     let mut server = populated();
@@ -260,6 +289,35 @@ fn secrets_are_read_by_name_and_only_those_that_peers_of_this_node_refer_to() {
     follower.until("the other one", |f| secrets(f) == ["Secret manx-system/tor-b"]);
     server.remove("v1", "Secret", "manx-system", "tor-b");
     follower.until("none", |f| secrets(f).is_empty());
+}
+
+#[test]
+fn calicos_bgp_kinds_are_followed_with_the_secrets_of_their_peers_and_what_is_not_done_is_told() {
+    let server = populated();
+    let theirs = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPPeer", "metadata": {"name": "theirs"},
+        "spec": {"peerIP": "192.0.2.9", "asNumber": 65001, "nodeSelector": "rack == 'a'", "maxRestartTime": "60s",
+                 "password": {"secretKeyRef": {"name": "bgp", "key": "password"}}}});
+    server.set(theirs);
+    server.set(secret("manx-system", "bgp"));
+    let mut follower = Follower::in_sync(&server);
+    assert!(follower.has(Kind::CalicoBgpPeer, "theirs") && follower.has(Kind::Secret, "bgp"));
+    assert!(
+        follower.says("Calico BGPPeer theirs") && follower.says("spec.maxRestartTime"),
+        "{:?}",
+        follower.problems
+    );
+    assert!(!follower.stale(), "what is not done is not old");
+    // Their definitions go, and come again.
+    server.uninstall("crd.projectcalico.org", "bgppeers");
+    follower.until("gone", |f| !f.has(Kind::CalicoBgpPeer, "theirs") && !f.has(Kind::Secret, "bgp"));
+    assert!(follower.problems.is_empty(), "{:?}", follower.problems);
+    server.install("crd.projectcalico.org", "bgppeers");
+    server.set(
+        json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPPeer", "metadata": {"name": "again"},
+        "spec": {"peerIP": "192.0.2.8", "asNumber": 65001}}),
+    );
+    follower.until("again", |f| f.has(Kind::CalicoBgpPeer, "again"));
+    follower.until_equal(&server);
 }
 
 #[test]
