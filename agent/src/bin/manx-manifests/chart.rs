@@ -47,6 +47,7 @@ const DAEMONSET: &[(&str, &str)] = &[
 const CONFIGMAP: &[(&str, &str)] = &[
     ("  MANX_ENABLE: bgp,policy,cni", "  MANX_ENABLE: {{ join \",\" .Values.enable }}"),
     ("  MANX_IPTABLES_BACKEND: auto", "  MANX_IPTABLES_BACKEND: {{ .Values.iptablesBackend }}"),
+    ("  MANX_POD_INTERFACE_PREFIX: manx", "  MANX_POD_INTERFACE_PREFIX: {{ .Values.podInterfacePrefix }}"),
     ("  MANX_LOG: info", "  MANX_LOG: {{ .Values.log.filter | quote }}"),
     ("  MANX_LOG_FORMAT: json", "  MANX_LOG_FORMAT: {{ .Values.log.format }}"),
     (

@@ -134,7 +134,8 @@ fn overlays_change_what_they_say_and_nothing_else() {
     let enable = |value: &str| {
         format!("ConfigMap manx-system/manx-agent data MANX_ENABLE: \"bgp,policy,cni\" -> \"{value}\"")
     };
-    assert_eq!(changes("policy-only"), [enable("policy")]);
+    let prefix = "ConfigMap manx-system/manx-agent data MANX_POD_INTERFACE_PREFIX: \"manx\" -> \"veth\"";
+    assert_eq!(changes("policy-only"), [enable("policy"), prefix.to_owned()]);
     assert_eq!(changes("bgp-only"), [enable("bgp")]);
     assert_eq!(changes("dual-stack"), ["+ NetworkConfiguration /default"]);
     assert_eq!(
@@ -159,7 +160,7 @@ fn the_charts_values_do_what_the_overlays_do() {
     };
     let network = kustomize::documents(&read("overlays/dual-stack/network.yaml")).remove(0)["spec"].clone();
     for (values, overlay) in [
-        (json!({"enable": ["policy"]}), "policy-only"),
+        (json!({"enable": ["policy"], "podInterfacePrefix": "veth"}), "policy-only"),
         (json!({"enable": ["bgp"]}), "bgp-only"),
         (json!({"networkConfiguration": network}), "dual-stack"),
         (json!({"monitoring": {"enabled": true}}), "monitoring"),
@@ -173,6 +174,7 @@ fn every_value_of_the_chart_reaches_an_object() {
     let all = chart(&json!({
         "image": {"repository": "registry.example/manx", "tag": "9.9.9", "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
+        "podInterfacePrefix": "cali",
         "iptablesBackend": "nft",
         "log": {"filter": "manx_bgp=debug", "format": "text"},
         "cni": {"confDir": "/var/lib/cni/net.d", "binDir": "/usr/lib/cni"},
@@ -199,6 +201,7 @@ fn every_value_of_the_chart_reaches_an_object() {
     assert!(volumes.contains("/var/lib/cni/net.d") && volumes.contains("/usr/lib/cni"));
     let config = &all["ConfigMap manx-system/manx-agent"]["data"];
     assert_eq!(config["MANX_IPTABLES_BACKEND"], "nft");
+    assert_eq!(config["MANX_POD_INTERFACE_PREFIX"], "cali");
     assert_eq!((&config["MANX_LOG"], &config["MANX_LOG_FORMAT"]), (&json!("manx_bgp=debug"), &json!("text")));
     assert_eq!(all["BGPConfiguration /default"]["spec"], json!({"asNumber": 64999}));
     assert_eq!(all["BGPPeer /tor-a"]["spec"]["asNumber"], 65001);
