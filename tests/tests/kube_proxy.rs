@@ -28,7 +28,7 @@ const LOCAL: u16 = 30081;
 /// x/a's hostPort.
 const HOST_PORT: u16 = 8888;
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Mode {
     /// kube-proxy's iptables mode, by `iptables-nft` or `iptables-legacy`.
     Iptables(&'static str),
@@ -334,25 +334,30 @@ impl Stage {
         netns.run("nft list ruleset").unwrap_or_default()
     }
 
-    /// kube-proxy's own words, counters and order of chains aside.
+    /// kube-proxy's own rules: in iptables line by line without counters, in nf_tables word by word, since maps have no order.
     fn proxy_rules(&self, node: &str) -> Vec<String> {
         let netns = &self.rack.nodes[node].agent.netns;
-        let texts = match self.mode {
-            Mode::Nftables => {
-                ["ip", "ip6"].map(|family| run(netns, &format!("nft -s list table {family} kube-proxy")))
-            }
-            Mode::Iptables(backend) => {
-                ["iptables", "ip6tables"].map(|tool| run(netns, &format!("{tool}-{backend}-save")))
-            }
+        let mut rules: Vec<String> = match self.mode {
+            Mode::Nftables => ["ip", "ip6"]
+                .iter()
+                .flat_map(|family| {
+                    let text =
+                        run(netns, &format!("nft -s list table {family} kube-proxy")).replace(',', " ");
+                    text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+                })
+                .collect(),
+            Mode::Iptables(backend) => ["iptables", "ip6tables"]
+                .iter()
+                .flat_map(|tool| {
+                    let text = run(netns, &format!("{tool}-{backend}-save"));
+                    let theirs = |line: &&str| line.contains("KUBE-") || line.contains("CNI-HOSTPORT");
+                    let bare = |line: &str| line.split_once(" [").map_or(line, |(chain, _)| chain).to_owned();
+                    text.lines().filter(theirs).map(bare).collect::<Vec<_>>()
+                })
+                .collect(),
         };
-        let ours = |line: &&str| {
-            self.mode == Mode::Nftables || line.contains("KUBE-") || line.contains("CNI-HOSTPORT")
-        };
-        let lines = texts.iter().flat_map(|text| text.lines()).filter(ours);
-        let mut lines: Vec<_> =
-            lines.map(|line| line.split_once(" [").map_or(line, |(chain, _)| chain).to_owned()).collect();
-        lines.sort();
-        lines
+        rules.sort();
+        rules
     }
 
     /// What holds whatever policy says about x, as long as it lets y in.
