@@ -31,9 +31,9 @@ pub(crate) struct Net {
     /// When the last portion of a connection arrives.
     arrivals: HashMap<(N, ConnId), Instant>,
     random: u64,
-    /// Bytes and portions carried.
+    /// Bytes carried, and the BGP messages in them.
     pub(crate) bytes: u64,
-    pub(crate) portions: u64,
+    pub(crate) messages: u64,
 }
 
 pub(crate) struct Node {
@@ -75,6 +75,16 @@ fn key(a: N, b: N) -> (N, N) {
     (a.min(b), a.max(b))
 }
 
+/// How many messages (RFC 4271 4.1: length behind a marker of 16 octets) a speaker has put there; it puts whole ones.
+fn messages_in(mut bytes: &[u8]) -> u64 {
+    let mut messages = 0;
+    while let Some(length) = bytes.get(16..18) {
+        bytes = &bytes[usize::from(u16::from_be_bytes([length[0], length[1]])).max(19)..];
+        messages += 1;
+    }
+    messages
+}
+
 impl Net {
     pub(crate) fn new() -> Self {
         Net {
@@ -92,7 +102,7 @@ impl Net {
             arrivals: HashMap::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             bytes: 0,
-            portions: 0,
+            messages: 0,
         }
     }
 
@@ -340,7 +350,7 @@ impl Net {
         let Some(Some((far, far_conn))) = self.nodes[n].links.get(&conn).copied() else { return };
         if !out.is_empty() && !self.silent.contains(&key(n, far)) {
             self.bytes += out.len() as u64;
-            self.portions += 1;
+            self.messages += messages_in(&out);
             let life = self.nodes[far].life;
             let at = self.arrival(n, far, far_conn);
             self.push_at(at, Event::Data { to: far, life, conn: far_conn, bytes: out.freeze() });
