@@ -86,7 +86,8 @@ impl Settings {
         }
         capabilities.push(Capability::FourOctetAs(asn));
         if !speaker.hostname.is_empty() {
-            capabilities.push(Capability::Fqdn { host: speaker.hostname.clone(), domain: String::new() });
+            let host = readable_by_all(&speaker.hostname).to_owned();
+            capabilities.push(Capability::Fqdn { host, domain: String::new() });
         }
         Settings {
             open: Open {
@@ -121,6 +122,14 @@ impl Settings {
         };
         lasting(self) != lasting(other)
     }
+}
+
+/// As much of a host name as others read: GoBGP and FRR keep 64 octets, while names of nodes have up to 253, which would need the
+/// long form of optional parameters (RFC 9072) that not every speaker knows.
+fn readable_by_all(hostname: &str) -> &str {
+    const MOST: usize = 64;
+    let end = (0..=MOST.min(hostname.len())).rev().find(|at| hostname.is_char_boundary(*at));
+    &hostname[..end.unwrap_or(0)]
 }
 
 /// What both sides agreed on.
@@ -406,6 +415,14 @@ mod tests {
         if !ok {
             assert_eq!(subcode(result), (2, 2));
         }
+    }
+
+    #[test]
+    fn a_host_name_is_cut_where_some_receivers_end_and_never_within_a_character() {
+        assert_eq!(readable_by_all("node-1.example.org"), "node-1.example.org");
+        assert_eq!(readable_by_all(&"n".repeat(253)), "n".repeat(64));
+        assert_eq!(readable_by_all(&"ü".repeat(33)), "ü".repeat(32));
+        assert_eq!(readable_by_all(&format!("n{}", "ü".repeat(33))), format!("n{}", "ü".repeat(31)));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct SpeakerConfig {
     pub graceful_restart: Option<GracefulRestartConfig>,
     /// Seed for timer jitter.
     pub seed: u64,
-    /// Host name for the FQDN capability; empty: the capability is not sent.
+    /// Host name for the FQDN capability, of which 64 octets are sent; empty: the capability is not sent.
     pub hostname: String,
 }
 

@@ -59,6 +59,17 @@ impl Bird {
         Process::from_pid_file(&self.pid_file())
     }
 
+    /// Gives a running one another configuration, as for a change of it.
+    ///
+    /// # Errors
+    /// When BIRD does not like it.
+    pub fn reconfigure(&self, config: &str) -> Result<()> {
+        let conf = self.dir.join("bird.conf");
+        std::fs::write(&conf, config).with_context(|| format!("cannot write {}", conf.display()))?;
+        let answer = self.order("configure")?;
+        if answer.contains("Reconfigur") { Ok(()) } else { bail!("BIRD says {answer}") }
+    }
+
     /// Asks `birdc`.
     ///
     /// # Errors

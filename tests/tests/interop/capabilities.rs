@@ -1,9 +1,14 @@
 //! What the OPENs say, as the other side reads them, and sessions that do without something.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
+use bytes::BytesMut;
 use manx_bgp::speaker::{AsPathItem, LocalRoute, SpeakerConfig};
-use manx_bgp::types::Asn;
+use manx_bgp::types::{Asn, Family};
+use manx_bgp::wire::message::{Capability, Open};
 use rstest::rstest;
 
 use crate::eventually;
@@ -62,6 +67,70 @@ fn capabilities_are_read_as_they_were_meant(
     let offered = node.peer(2).capabilities.into_iter().filter(|c| c.local && c.remote);
     let both: BTreeSet<String> = offered.map(|c| c.name).collect();
     assert!(both.len() >= 4, "{both:?}");
+}
+
+/// RFC 9072: BIRD has too long a name for the 255 octets of old. Ours is as long as DNS has them, and read to its 64th octet.
+#[rstest]
+#[case::bird(Kind::Bird, "advertise hostname on;", "Hostname: manx-of-a-long-name.manx-of-a-long-name")]
+#[case::gobgp(Kind::Gobgp, "", "name: manx-of-a-long-name.manx-of-a-long-name")]
+#[case::openbgpd(Kind::Openbgpd, "", "Graceful Restart: Timeout: 60")]
+fn their_capabilities_come_in_the_extended_form_and_our_long_name_is_read(
+    #[case] kind: Kind,
+    #[case] lines: &str,
+    #[case] says: &str,
+) {
+    let hostname = "manx-of-a-long-name.".repeat(13)[..253].to_owned();
+    let rack = Rack::new(2);
+    let mut config = config(65010, Session { lines: lines.into(), graceful: true, ..session(AS) });
+    if kind == Kind::Bird {
+        config.extra = format!("hostname \"{}\";", hostname.replace("manx", "bird"));
+    }
+    let far = Far::start(&rack, 2, kind, &config);
+    let node = Manx::start(&rack, SpeakerConfig { hostname, ..graceful(AS, false) });
+    node.set_peer(peer(2, Over::V4, 65010));
+    node.comes_up(2);
+    far.comes_up(manx());
+    far.says(manx(), says);
+    let both = |name: &str| node.peer(2).capabilities.iter().any(|c| c.name == name && c.local && c.remote);
+    assert!(both("graceful restart") && (kind != Kind::Bird || both("fqdn")));
+    assert_eq!(node.peer(2).messages.faults, 0);
+}
+
+/// RFC 9072 as we write it. Manx has nothing to say that is so long, so that its encoder is given some and this test is the
+/// session: each takes the OPEN, and the session comes up.
+#[rstest]
+#[case::bird(Kind::Bird)]
+#[case::frr(Kind::Frr)]
+#[case::openbgpd(Kind::Openbgpd)]
+fn our_extended_form_is_understood(#[case] kind: Kind) {
+    let rack = Rack::new(2);
+    let far = Far::start(&rack, 2, kind, &config(65010, Session { passive: true, ..session(AS) }));
+    // Experimental ones (RFC 8810), which nobody knows.
+    let unknown = [240, 241].map(|code| Capability::Unknown { code, value: vec![0; 200] });
+    let known = [Capability::Multiprotocol(Family::Ipv4Unicast), Capability::FourOctetAs(Asn(AS))];
+    let capabilities = known.into_iter().chain(unknown).collect();
+    let open = Open { asn: Asn(AS), hold_time: 90, router_id: speaker(AS).router_id, capabilities };
+    let mut bytes = BytesMut::new();
+    open.encode(&mut bytes);
+    assert_eq!(bytes[28..30], [255, 255], "the lengths of old say that another one follows");
+    let _stream = eventually(|| rack.netns(1).enter(|| introduce(&bytes)).unwrap());
+    far.comes_up(manx());
+}
+
+/// Sends an OPEN to member 2 from our address, and a KEEPALIVE for one that comes back.
+fn introduce(open: &[u8]) -> std::io::Result<TcpStream> {
+    const KEEPALIVE: u8 = 4;
+    let mut stream = TcpStream::connect((address(2, Over::V4), 179))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(open)?;
+    let mut header = [0; 19];
+    while header[18] != KEEPALIVE {
+        stream.read_exact(&mut header)?;
+        let length = u16::from_be_bytes([header[16], header[17]]);
+        stream.read_exact(&mut vec![0; usize::from(length) - header.len()])?;
+    }
+    stream.write_all(&header)?;
+    Ok(stream)
 }
 
 /// RFC 4271 4.2: neither side needs a KEEPALIVE to stay.

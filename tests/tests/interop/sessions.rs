@@ -1,5 +1,6 @@
 //! Sessions: how they come up, what keeps them down, and what both sides say when they end.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use manx_bgp::net::Shutdown;
@@ -8,14 +9,14 @@ use nix::sys::signal::Signal;
 use rstest::rstest;
 
 use crate::eventually;
-use crate::far::{Far, Kind, Session, config, session};
+use crate::far::{Config, Far, Kind, Session, config, session};
 use crate::node::{AS, Manx, hold, peer, speaker};
 use crate::rack::{Over, Rack, address};
 
 const PASSWORD: &str = "cheese-and-onion";
 
 /// The address of Manx.
-fn manx() -> std::net::IpAddr {
+fn manx() -> IpAddr {
     address(1, Over::V4)
 }
 
@@ -59,6 +60,63 @@ fn a_wrong_or_missing_md5_key_keeps_the_session_down() {
     // The right key needs no restart.
     node.set_peer(PeerConfig { password: Some(Secret(PASSWORD.into())), ..peer(2, Over::V4, 65010) });
     wrong.comes_up(manx());
+}
+
+/// A new key, without a new session of ours and without a restart of anybody: first here, then there, and the other way
+/// round; of a session that we dial and of one that we accept. BIRD and FRR begin a session anew when their key changes.
+#[rstest]
+#[case::bird(Kind::Bird)]
+#[case::frr(Kind::Frr)]
+fn an_md5_key_changes_on_a_live_session(#[case] kind: Kind) {
+    let rack = Rack::new(3);
+    let far = |n, passive, over| {
+        let session = Session { over, password: Some(PASSWORD), passive, hold: 3, ..session(AS) };
+        let config = config(65010, session);
+        (Far::start(&rack, n, kind, &config), config, address(1, over))
+    };
+    let mut fars = [far(2, true, Over::V4), far(3, false, Over::V6)];
+    let node = Manx::start(&rack, speaker(AS));
+    let set_key = |key: &str| {
+        let password = Some(Secret(key.into()));
+        node.set_peer(PeerConfig { password: password.clone(), ..peer(2, Over::V4, 65010) });
+        node.set_peer(PeerConfig { password, passive: true, ..peer(3, Over::V6, 65010) });
+    };
+    set_key(PASSWORD);
+    let both_up = |fars: &[(Far, Config, IpAddr)]| {
+        for (far, _, manx) in fars {
+            node.comes_up(far.n);
+            far.comes_up(*manx);
+        }
+    };
+    both_up(&fars);
+
+    // With the new key on one side of a live session nothing gets through any more, and only the hold timer ends it.
+    let facts = node.facts().len();
+    set_key("first-new-key");
+    let ended = |n: u8| move |fact: &&String| fact.starts_with(&format!("n{n}: Established"));
+    eventually(|| {
+        let new: Vec<String> = node.facts().split_off(facts);
+        let ends: Vec<&String> = [2, 3].iter().filter_map(|n| new.iter().find(ended(*n))).collect();
+        if ends.len() == 2 { Ok(()) } else { Err(new) }
+    });
+    let ends = node.facts().split_off(facts);
+    let waited = |fact: &String| fact.contains("hold timer expired");
+    assert!([2, 3].iter().all(|n| ends.iter().find(ended(*n)).is_some_and(waited)), "{ends:?}");
+    assert!(rack.counter(1, "TcpExtTCPMD5Failure") > 0);
+    for (far, config, manx) in &mut fars {
+        far.change_key(&rack, config, *manx, "first-new-key");
+    }
+    both_up(&fars);
+
+    // They first: they dial and are dialled with a key that is not ours yet.
+    for (far, config, manx) in &mut fars {
+        far.change_key(&rack, config, *manx, "second-new-key");
+    }
+    for (far, ..) in &fars {
+        eventually(|| if node.peer(far.n).state == "Established" { Err("still up") } else { Ok(()) });
+    }
+    set_key("second-new-key");
+    both_up(&fars);
 }
 
 /// RFC 5082.

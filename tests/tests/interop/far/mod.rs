@@ -244,6 +244,17 @@ impl Far {
         .unwrap();
     }
 
+    /// Gives its session with `remote`, the only one that it has, another TCP MD5 key. `config` is what it was started with.
+    pub(crate) fn change_key(&self, rack: &Rack, config: &mut Config, remote: IpAddr, key: &'static str) {
+        config.sessions[0].password = Some(key);
+        match &self.router {
+            Router::Bird(bird) => bird.reconfigure(&bird::config(self.n, config, &rack.dir(self.n))),
+            Router::Frr(frr) => frr::configure(frr, &format!("neighbor {remote} password {key}")),
+            Router::Gobgp(_) | Router::Openbgpd(_) => panic!("{:?} has no part in this", self.kind),
+        }
+        .unwrap();
+    }
+
     /// Starts what runs BGP again after it was killed: BIRD in recovery mode, FRR's bgpd beside the others that still run.
     pub(crate) fn start_again(&self) {
         match &self.router {
