@@ -6,6 +6,7 @@ use hashbrown::HashTable;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 
+use crate::rib::chunks::Chunks;
 use crate::speaker::{FibNextHop, NextHopState};
 use crate::types::Family;
 use crate::wire::attribute::{NextHop, PathAttributes};
@@ -27,7 +28,7 @@ impl NextHopId {
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
     index: HashTable<u32>,
-    sets: Vec<AttributeSlot>,
+    sets: Chunks<AttributeSlot>,
     free: Vec<u32>,
 }
 
@@ -54,17 +55,17 @@ impl Attributes {
         let hash = fold(FxBuildHasher.hash_one(&set));
         let sets = &mut self.sets;
         let found = self.index.find(spread(hash), |id| {
-            let slot = &sets[*id as usize];
+            let slot = &sets[*id];
             slot.hash == hash && slot.set.as_ref() == Some(&set)
         });
         if let Some(id) = found {
-            sets[*id as usize].uses += 1;
+            sets[*id].uses += 1;
             return AttrId(*id);
         }
         let slot = AttributeSlot { uses: 1, hash, set: Some(set) };
         let id = match self.free.pop() {
             Some(id) => {
-                sets[id as usize] = slot;
+                sets[id] = slot;
                 id
             }
             None => {
@@ -72,23 +73,23 @@ impl Attributes {
                 u32::try_from(sets.len() - 1).expect("fewer than 2^32 attribute sets fit into memory")
             }
         };
-        self.index.insert_unique(spread(hash), id, |id| spread(sets[*id as usize].hash));
+        self.index.insert_unique(spread(hash), id, |id| spread(sets[*id].hash));
         AttrId(id)
     }
 
     /// The set.
     pub(crate) fn get(&self, id: AttrId) -> &PathAttributes {
-        self.sets[id.0 as usize].set.as_ref().expect("an id in use names a set")
+        self.sets[id.0].set.as_ref().expect("an id in use names a set")
     }
 
     /// One more use.
     pub(crate) fn retain(&mut self, id: AttrId) {
-        self.sets[id.0 as usize].uses += 1;
+        self.sets[id.0].uses += 1;
     }
 
     /// One use less; the last one frees the set.
     pub(crate) fn release(&mut self, id: AttrId) {
-        let slot = &mut self.sets[id.0 as usize];
+        let slot = &mut self.sets[id.0];
         slot.uses -= 1;
         if slot.uses == 0 {
             slot.set = None;

@@ -29,6 +29,7 @@ use crate::wire::attribute::{AsPath, Origin, PathAttributes};
 pub(crate) mod adj_rib_in;
 pub(crate) mod adj_rib_out;
 mod bitset;
+mod chunks;
 mod decision;
 pub(crate) mod export;
 mod group;

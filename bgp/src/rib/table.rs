@@ -6,9 +6,10 @@ use std::hash::{BuildHasher as _, Hash};
 use std::net::IpAddr;
 
 use hashbrown::HashTable;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
+use crate::rib::chunks::Chunks;
 use crate::rib::path::Path;
 use crate::types::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 
@@ -18,10 +19,10 @@ pub(crate) type Paths = SmallVec<[Path; 1]>;
 /// A family's table.
 pub(crate) struct Table {
     keys: Keys,
-    paths: Vec<Paths>,
+    paths: Chunks<Paths>,
     free: Vec<u32>,
-    /// Slots without paths that somebody still has to be told about, and how many have.
-    vacant: FxHashMap<u32, u32>,
+    /// By slot: how many have still to be told that there are no paths any more; as far as it has ever been needed.
+    untold: Vec<u32>,
     /// How many prefixes there are of each length: the only lengths to look at for a longest match.
     lengths: Vec<u32>,
 }
@@ -33,7 +34,7 @@ enum Keys {
 
 struct Index<K> {
     slots: HashTable<u32>,
-    keys: Vec<K>,
+    keys: Chunks<K>,
 }
 
 fn hash<K: Hash>(key: &K) -> u64 {
@@ -42,24 +43,25 @@ fn hash<K: Hash>(key: &K) -> u64 {
 
 impl<K: Hash + Eq + Copy> Index<K> {
     fn new() -> Self {
-        Index { slots: HashTable::new(), keys: Vec::new() }
+        Index { slots: HashTable::new(), keys: Chunks::default() }
     }
 
     fn find(&self, key: K) -> Option<u32> {
-        self.slots.find(hash(&key), |slot| self.keys[*slot as usize] == key).copied()
+        self.slots.find(hash(&key), |slot| self.keys[*slot] == key).copied()
     }
 
     fn insert(&mut self, slot: u32, key: K) {
-        match self.keys.get_mut(slot as usize) {
-            Some(k) => *k = key,
-            None => self.keys.push(key),
+        if (slot as usize) < self.keys.len() {
+            self.keys[slot] = key;
+        } else {
+            self.keys.push(key);
         }
         let keys = &self.keys;
-        self.slots.insert_unique(hash(&key), slot, |s| hash(&keys[*s as usize]));
+        self.slots.insert_unique(hash(&key), slot, |s| hash(&keys[*s]));
     }
 
     fn remove(&mut self, slot: u32) {
-        let key = self.keys[slot as usize];
+        let key = self.keys[slot];
         if let Ok(entry) = self.slots.find_entry(hash(&key), |s| *s == slot) {
             entry.remove();
         }
@@ -74,9 +76,9 @@ impl Table {
         };
         Table {
             keys,
-            paths: Vec::new(),
+            paths: Chunks::default(),
             free: Vec::new(),
-            vacant: FxHashMap::default(),
+            untold: Vec::new(),
             lengths: vec![0; usize::from(family.max_len()) + 1],
         }
     }
@@ -110,17 +112,17 @@ impl Table {
 
     pub(crate) fn prefix(&self, slot: u32) -> Prefix {
         match &self.keys {
-            Keys::V4(index) => Prefix::V4(index.keys[slot as usize]),
-            Keys::V6(index) => Prefix::V6(index.keys[slot as usize]),
+            Keys::V4(index) => Prefix::V4(index.keys[slot]),
+            Keys::V6(index) => Prefix::V6(index.keys[slot]),
         }
     }
 
     pub(crate) fn paths(&self, slot: u32) -> &Paths {
-        &self.paths[slot as usize]
+        &self.paths[slot]
     }
 
     pub(crate) fn paths_mut(&mut self, slot: u32) -> &mut Paths {
-        &mut self.paths[slot as usize]
+        &mut self.paths[slot]
     }
 
     /// One more than the highest slot ever in use.
@@ -130,7 +132,7 @@ impl Table {
 
     /// Slots that hold paths.
     pub(crate) fn occupied(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.slots()).filter(|slot| !self.paths[*slot as usize].is_empty())
+        (0..self.slots()).filter(|slot| !self.paths[*slot].is_empty())
     }
 
     /// How many prefixes are in the table, those included that are only still to be withdrawn.
@@ -143,21 +145,26 @@ impl Table {
         if holders == 0 {
             self.free(slot);
         } else {
-            self.vacant.insert(slot, holders);
+            let at = slot as usize;
+            if self.untold.len() <= at {
+                self.untold.resize(at + 1, 0);
+            }
+            self.untold[at] = holders;
         }
     }
 
     /// A slot got paths again.
     pub(crate) fn occupy(&mut self, slot: u32) {
-        self.vacant.remove(&slot);
+        if let Some(untold) = self.untold.get_mut(slot as usize) {
+            *untold = 0;
+        }
     }
 
     /// A holder has been told. Frees a vacant slot with the last one.
     pub(crate) fn released(&mut self, slot: u32) {
-        if let Some(holders) = self.vacant.get_mut(&slot) {
-            *holders -= 1;
-            if *holders == 0 {
-                self.vacant.remove(&slot);
+        if let Some(untold) = self.untold.get_mut(slot as usize).filter(|untold| **untold > 0) {
+            *untold -= 1;
+            if *untold == 0 {
                 self.free(slot);
             }
         }
@@ -170,7 +177,7 @@ impl Table {
             Keys::V4(index) => index.remove(slot),
             Keys::V6(index) => index.remove(slot),
         }
-        self.paths[slot as usize] = Paths::new();
+        self.paths[slot] = Paths::new();
         self.free.push(slot);
     }
 
