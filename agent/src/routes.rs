@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use manx_bgp::speaker::{FibNextHop, NextHopState, RouteChange};
 use manx_bgp::types::Prefix;
 
-use crate::kernel::fib::{NextHop, Route};
+use crate::kernel::fib::{Neighbors, NextHop, Route};
 use crate::kernel::link::{Egress, LinksHandle};
 
 /// The BGP next hops that the speaker wants watched, with what the kernel said last. One entry a next hop, however many
@@ -24,29 +24,30 @@ pub struct NextHops {
 }
 
 /// A next hop about which there is news.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// Which.
     pub hop: FibNextHop,
     /// For the speaker.
     pub state: NextHopState,
     /// For the FIB writer: where its packets leave now.
-    pub egress: Option<Egress>,
+    pub neighbors: Neighbors,
 }
 
 impl NextHops {
     /// Begins to watch.
     pub fn track(&mut self, hop: FibNextHop, egress: Option<Egress>) -> NextHopState {
+        let state = state(egress.as_ref());
         self.tracked.insert(hop, egress);
         self.dead.remove(&hop);
-        state(egress)
+        state
     }
 
     /// BFD's word on a neighbour. Where packets for it leave now, if it is watched as a next hop and that is news.
-    pub fn set_alive(&mut self, hop: FibNextHop, alive: bool) -> Option<Option<Egress>> {
-        let egress = *self.tracked.get(&hop)?;
+    pub fn set_alive(&mut self, hop: FibNextHop, alive: bool) -> Option<Neighbors> {
+        let egress = self.tracked.get(&hop)?.as_ref();
         let changed = if alive { self.dead.remove(&hop) } else { self.dead.insert(hop) };
-        changed.then_some(egress.filter(|_| alive))
+        changed.then(|| neighbors(egress.filter(|_| alive)))
     }
 
     /// No route uses it any more.
@@ -61,8 +62,8 @@ impl NextHops {
         for (&hop, known) in &mut self.tracked {
             let egress = resolve(hop);
             if egress != *known {
-                let way = egress.filter(|_| !self.dead.contains(&hop));
-                moved.push(Moved { hop, state: state(egress), egress: way });
+                let alive = egress.as_ref().filter(|_| !self.dead.contains(&hop));
+                moved.push(Moved { hop, state: state(egress.as_ref()), neighbors: neighbors(alive) });
                 *known = egress;
             }
         }
@@ -78,7 +79,12 @@ pub fn egress(links: &LinksHandle, hop: FibNextHop) -> Option<Egress> {
     }
 }
 
-fn state(egress: Option<Egress>) -> NextHopState {
+/// For the FIB writer.
+pub fn neighbors(egress: Option<&Egress>) -> Neighbors {
+    egress.map(|egress| egress.neighbors.clone()).unwrap_or_default()
+}
+
+fn state(egress: Option<&Egress>) -> NextHopState {
     match egress {
         Some(e) => NextHopState::Reachable { metric: e.metric, connected: e.connected },
         None => NextHopState::Unreachable,
@@ -132,7 +138,11 @@ mod tests {
 
     fn egress(gateway: &str, ifindex: u32) -> Option<Egress> {
         let hop = NextHop { gateway: gateway.parse().unwrap(), ifindex };
-        Some(Egress { hop, metric: 0, connected: true, onlink: false })
+        Some(Egress { neighbors: Neighbors::from_elem(hop.into(), 1), metric: 0, connected: true })
+    }
+
+    fn via(gateway: &str, ifindex: u32) -> Neighbors {
+        neighbors(egress(gateway, ifindex).as_ref())
     }
 
     fn change(prefix: &str, gateways: &[&str]) -> RouteChange {
@@ -197,15 +207,15 @@ mod tests {
     fn nothing_is_handed_to_a_neighbour_that_does_not_answer_bfd_whatever_routes_say() {
         let mut hops = NextHops::default();
         hops.track(ip("10.1.0.1"), egress("10.1.0.1", 3));
-        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(None));
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(Neighbors::new()));
         assert_eq!(hops.set_alive(ip("10.1.0.1"), false), None, "no news");
         let moved = hops.refresh(|_| egress("10.1.0.1", 4));
-        assert_eq!(moved[0].egress, None);
-        assert_eq!(hops.set_alive(ip("10.1.0.1"), true), Some(egress("10.1.0.1", 4)));
+        assert_eq!(moved[0].neighbors[..], []);
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), true), Some(via("10.1.0.1", 4)));
         // A neighbour that has a session again, without BFD this time, is asked for anew.
-        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(None));
+        assert_eq!(hops.set_alive(ip("10.1.0.1"), false), Some(Neighbors::new()));
         hops.track(ip("10.1.0.1"), egress("10.1.0.1", 4));
-        assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3))[0].egress, egress("10.1.0.1", 3));
+        assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3))[0].neighbors, via("10.1.0.1", 3));
         assert_eq!(hops.set_alive(ip("10.1.0.9"), false), None, "no route leads there");
     }
 
@@ -218,9 +228,9 @@ mod tests {
         );
         assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
         let moved = hops.refresh(|_| egress("10.9.0.1", 7));
-        assert_eq!((moved.len(), moved[0].egress), (1, egress("10.9.0.1", 7)));
+        assert_eq!((moved.len(), &moved[0].neighbors), (1, &via("10.9.0.1", 7)));
         let moved = hops.refresh(|_| None);
-        assert_eq!((moved[0].state, moved[0].egress), (NextHopState::Unreachable, None));
+        assert_eq!((moved[0].state, moved[0].neighbors.len()), (NextHopState::Unreachable, 0));
         hops.untrack(ip("10.1.0.1"));
         assert_eq!(hops.refresh(|_| egress("10.1.0.1", 3)), []);
     }

@@ -54,7 +54,8 @@ fn wanted(chosen: Vec<RouteChange>, own: &[String], links: &LinksHandle) -> BTre
     let mut wanted = BTreeMap::new();
     for change in chosen {
         let hops = change.next_hops.iter().filter_map(|hop| routes::egress(links, *hop));
-        let mut hops: Vec<_> = hops.map(|e| (e.hop.gateway, e.hop.ifindex)).collect();
+        let mut hops: Vec<_> =
+            hops.flat_map(|e| e.neighbors).map(|neighbor| (neighbor.gateway, neighbor.ifindex)).collect();
         hops.sort_unstable();
         hops.dedup();
         let way = if change.blackhole { Way::Blackhole } else { Way::Via(hops) };

@@ -38,7 +38,7 @@ use ipnetwork::IpNetwork;
 pub(crate) use message::{
     KernelHop, KernelRoute, Ownership, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, address,
 };
-pub use route::{Neighbor, NextHop, NextHops, Route};
+pub use route::{Neighbor, Neighbors, NextHop, NextHops, Route};
 use table::Table;
 
 use super::Family;
@@ -274,9 +274,10 @@ impl FibHandle {
         }
     }
 
-    /// Says where packets for next hops leave; `None`: nowhere. All routes that name one follow at once: it is one message
-    /// to the kernel, and one for each distinct set of next hops that it is in.
-    pub fn resolve(&self, hops: impl IntoIterator<Item = (NextHop, Option<Neighbor>)>) {
+    /// Says where packets for next hops leave. All routes that name one follow at once: it is one message to the kernel for
+    /// each neighbor that is another, and one for each distinct set of next hops that it is in. Only routes that lead to a
+    /// single neighbor are written anew when it becomes several.
+    pub fn resolve(&self, hops: impl IntoIterator<Item = (NextHop, Neighbors)>) {
         self.tell(|books| books.table.resolve(hops));
     }
 

@@ -24,7 +24,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 
 use super::Family;
-use super::fib::{KernelRoute, Neighbor, NextHop, RTM_GETROUTE, RTM_NEWROUTE};
+use super::fib::{KernelRoute, Neighbors, NextHop, RTM_GETROUTE, RTM_NEWROUTE};
 use super::netlink::{Batch, Netlink, NetlinkError};
 use follow::Follower;
 use snapshot::Snapshot;
@@ -38,22 +38,15 @@ const RTA_DST: u16 = 1;
 const QUEUE: usize = 64;
 
 /// Where packets for an address leave this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Egress {
-    /// The on-link neighbour.
-    pub hop: NextHop,
+    /// On-link neighbours, at least one: several where the kernel's own route spreads flows over several gateways. The weights
+    /// of that route are not taken over.
+    pub neighbors: Neighbors,
     /// Metric of the kernel route that leads there; 0 for a connected one.
     pub metric: u32,
     /// The address itself is on a connected subnet.
     pub connected: bool,
-    /// The neighbour is on the link though no subnet says so: the route that leads there has RTNH_F_ONLINK.
-    pub onlink: bool,
-}
-
-impl From<Egress> for Neighbor {
-    fn from(egress: Egress) -> Self {
-        Self { onlink: egress.onlink, ..egress.hop.into() }
-    }
 }
 
 /// What changed.

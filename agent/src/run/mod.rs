@@ -258,8 +258,8 @@ impl Loop {
         for (hop, watch) in hops.iter().copied() {
             if watch {
                 let egress = routes::egress(&self.links, hop);
+                resolved.push((hop.into(), routes::neighbors(egress.as_ref())));
                 states.push((hop, self.next_hops.track(hop, egress)));
-                resolved.push((hop.into(), egress.map(Into::into)));
             } else {
                 self.next_hops.untrack(hop);
                 if let Some(fib) = &self.fib {
@@ -282,7 +282,7 @@ impl Loop {
         let way = self.next_hops.set_alive(hop, path.alive);
         if let (Some(way), Some(fib)) = (way, &self.fib) {
             tracing::info!(next_hop = %hop.gateway, alive = path.alive, "BFD: next hop changed");
-            fib.resolve([(hop.into(), way.map(Into::into))]);
+            fib.resolve([(hop.into(), way)]);
         }
     }
 
@@ -296,7 +296,7 @@ impl Loop {
         let moved = self.next_hops.refresh(|hop| routes::egress(&links, hop));
         // The kernel first: all routes that lead there turn at once, whatever the speaker makes of it.
         if let Some(fib) = self.fib.as_ref().filter(|_| !moved.is_empty()) {
-            fib.resolve(moved.iter().map(|moved| (moved.hop.into(), moved.egress.map(Into::into))));
+            fib.resolve(moved.iter().map(|moved| (moved.hop.into(), moved.neighbors.clone())));
         }
         for moved in moved {
             tracing::info!(next_hop = %moved.hop.gateway, state = ?moved.state, "next hop changed");

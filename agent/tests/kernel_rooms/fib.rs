@@ -1,11 +1,11 @@
 //! The FIB writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use manx_agent::kernel::Family;
-use manx_agent::kernel::fib::{Fib, FibConfig, FibHandle, Neighbor, NextHop, Route, RouteState};
+use manx_agent::kernel::fib::{Fib, FibConfig, FibHandle, Neighbor, Neighbors, NextHop, Route, RouteState};
 use manx_agent::kernel::sysctl;
 
 use crate::netns::{PATIENCE, RouteMonitor, eventually, ifindex, ip, ip_json, with_two_links, within};
@@ -513,8 +513,9 @@ fn far(last: u8) -> NextHop {
     NextHop { gateway: [10, 99, 0, last].into(), ifindex: 0 }
 }
 
-fn at(gateway: &str, link: &str) -> Option<Neighbor> {
-    Some(Neighbor { gateway: gateway.parse().unwrap(), ifindex: ifindex(link), onlink: false })
+fn at(gateway: &str, link: &str) -> Neighbors {
+    let neighbor = Neighbor { gateway: gateway.parse().unwrap(), ifindex: ifindex(link), onlink: false };
+    [neighbor].into_iter().collect()
 }
 
 fn prefixes(count: u32) -> impl Iterator<Item = IpNetwork> {
@@ -604,7 +605,7 @@ fn a_next_hop_that_moves_or_dies_is_no_change_of_routes() {
         fib.resolve([(far(1), at("192.0.2.77", "v0"))]);
         settled(&fib);
         assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.77", "192.0.2.77"]);
-        fib.resolve([(far(1), None)]);
+        fib.resolve([(far(1), Neighbors::new())]);
         settled(&fib);
         assert_eq!([leads("10.2.0.1"), leads("10.3.0.1")], ["198.51.100.2", "198.51.100.2"]);
         fib.resolve([(far(1), at("192.0.2.2", "v0"))]);
@@ -612,6 +613,61 @@ fn a_next_hop_that_moves_or_dies_is_no_change_of_routes() {
         assert_eq!([leads("10.1.0.1"), leads("10.3.0.1")], ["192.0.2.2", "192.0.2.2"]);
         assert_eq!(fib.stats().written, written, "no route was written again");
     });
+}
+
+/// One that is behind several gateways is a group of an object each; which of them there are is news of the group alone.
+#[test]
+fn a_next_hop_behind_several_gateways_is_spread_over_them() {
+    for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
+        with_two_links(move || {
+            let (a, b) = (at("192.0.2.2", "v0"), at("198.51.100.2", "v1"));
+            let both: Neighbors = a.iter().chain(&b).copied().collect();
+            let routes = || {
+                [
+                    (net("10.1.0.0/24"), Route::via([far(1)])),
+                    (net("10.2.0.0/24"), Route::via([far(1), far(2)])),
+                    (net("10.3.0.0/24"), Route::via([far(2)]).map(|r| r.with_backup(Some(far(1))))),
+                ]
+            };
+            let leads = |prefix: &str| -> BTreeSet<String> {
+                let shown = one(Family::Ipv4, prefix);
+                shown.split(' ').filter(|word| word.contains('@')).map(str::to_owned).collect()
+            };
+            let ways = |ways: &[&str]| ways.iter().map(|way| (*way).to_owned()).collect::<BTreeSet<_>>();
+            let [one_way, other, third] = ["192.0.2.2@v0", "198.51.100.2@v1", "192.0.2.3@v0"];
+            let fib = spawn();
+            fib.resolve([(far(1), a), (far(2), at("192.0.2.3", "v0"))]);
+            fib.set(routes());
+            settled(&fib);
+            assert_eq!(leads("10.1.0.0/24"), ways(&[one_way]));
+            fib.resolve([(far(1), both.clone())]);
+            settled(&fib);
+            assert_eq!(leads("10.1.0.0/24"), ways(&[one_way, other]));
+            assert_eq!(leads("10.2.0.0/24"), ways(&[one_way, other, third]));
+            assert_eq!(leads("10.3.0.0/24"), ways(&[third]));
+            let written = fib.stats().written;
+            fib.resolve([(far(1), b)]);
+            settled(&fib);
+            assert_eq!(leads("10.1.0.0/24"), ways(&[other]));
+            fib.resolve([(far(1), both.clone()), (far(2), Neighbors::new())]);
+            settled(&fib);
+            for prefix in ["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"] {
+                assert_eq!(leads(prefix), ways(&[one_way, other]), "{prefix}");
+            }
+            if fib.stats().objects.is_some() {
+                assert_eq!(fib.stats().written, written, "no route was written again");
+            }
+            // A successor finds it as it should be.
+            drop(fib);
+            let (shown, second) = (kernel(Family::Ipv4, "77"), spawn());
+            second.resolve([(far(1), both), (far(2), Neighbors::new())]);
+            second.set(routes());
+            Family::BOTH.into_iter().for_each(|family| second.sweep(family));
+            settled(&second);
+            assert_eq!((second.stats().written, second.stats().deleted), (0, 0));
+            assert_eq!(kernel(Family::Ipv4, "77"), shown);
+        });
+    }
 }
 
 /// The same where the kernel has no objects: the routes are written again.
@@ -631,7 +687,7 @@ fn without_objects_routes_follow_their_next_hops_one_by_one() {
         settled(&fib);
         assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "192.0.2.2@v0 metric 77");
         assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "192.0.2.2@v0 198.51.100.2@v1 metric 77");
-        fib.resolve([(far(1), None)]);
+        fib.resolve([(far(1), Neighbors::new())]);
         settled(&fib);
         assert_eq!(one(Family::Ipv4, "10.2.0.0/24"), "198.51.100.2@v1 metric 77");
         assert_eq!(objects(), BTreeMap::new());
@@ -654,7 +710,7 @@ fn a_failed_next_hop_under_many_routes_is_replaced_at_once() {
         );
         settled(&fib);
         let start = std::time::Instant::now();
-        fib.resolve([(far(1), None)]);
+        fib.resolve([(far(1), Neighbors::new())]);
         settled(&fib);
         let took = start.elapsed();
         println!("a failed next hop under {N} routes: {took:?}");
@@ -746,13 +802,13 @@ fn a_gateway_that_no_subnet_holds_is_reached_on_its_link() {
     for spawn in [spawn as fn() -> FibHandle, spawn_plain] {
         with_two_links(move || {
             let fib = spawn();
-            let neighbor = Neighbor { onlink: true, ..at("203.0.113.7", "v0").unwrap() };
-            fib.resolve([(far(1), Some(neighbor))]);
+            let neighbor = Neighbor { onlink: true, ..at("203.0.113.7", "v0")[0] };
+            fib.resolve([(far(1), Neighbors::from_elem(neighbor, 1))]);
             set(&fib, "10.1.0.0/24", Route::via([far(1)]));
             assert_eq!(one(Family::Ipv4, "10.1.0.0/24"), "203.0.113.7@v0 metric 77");
             drop(fib);
             let second = spawn();
-            second.resolve([(far(1), Some(neighbor))]);
+            second.resolve([(far(1), Neighbors::from_elem(neighbor, 1))]);
             set(&second, "10.1.0.0/24", Route::via([far(1)]));
             assert_eq!(second.stats().written, 0, "known again");
         });

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use manx_agent::kernel::fib::NextHop;
+use manx_agent::kernel::fib::{Neighbors, NextHop};
 use manx_agent::kernel::link::{self, Egress, LinkEvent, Links};
 use manx_agent::kernel::sysctl;
 use tokio::sync::mpsc::Receiver;
@@ -15,6 +15,11 @@ fn address(text: &str) -> IpAddr {
 
 fn hop(gateway: &str, link: &str) -> NextHop {
     NextHop { gateway: address(gateway), ifindex: ifindex(link) }
+}
+
+/// Where packets leave, as gateway and link each.
+fn by(ways: &[(&str, &str)]) -> Neighbors {
+    ways.iter().map(|(gateway, link)| hop(gateway, link).into()).collect()
 }
 
 fn wait_for(events: &mut Receiver<LinkEvent>, expected: LinkEvent) {
@@ -51,11 +56,11 @@ fn next_hops_resolve_by_other_owners_routes_only() {
         ip("-6 route add 2001:db8:9::/48 via fe80::9 dev v1 proto static metric 40");
         ip("-6 route add 2001:db8:77::/48 via fe80::9 dev v1 proto 77 metric 77");
         let (links, _events) = Links::spawn().unwrap();
-        let near = Egress { hop: hop("192.0.2.77", "v0"), metric: 0, connected: true, onlink: false };
+        let near = Egress { neighbors: by(&[("192.0.2.77", "v0")]), metric: 0, connected: true };
         assert_eq!(links.egress(address("192.0.2.77")), Some(near));
-        let far = Egress { hop: hop("192.0.2.9", "v0"), metric: 30, connected: false, onlink: false };
+        let far = Egress { neighbors: by(&[("192.0.2.9", "v0")]), metric: 30, connected: false };
         assert_eq!(links.egress(address("203.0.113.1")), Some(far));
-        let far = Egress { hop: hop("fe80::9", "v1"), metric: 40, connected: false, onlink: false };
+        let far = Egress { neighbors: by(&[("fe80::9", "v1")]), metric: 40, connected: false };
         assert_eq!(links.egress(address("2001:db8:9::1")), Some(far));
         // Trap 22: through a BGP route, or through the default route, a next hop would resolve in a circle.
         assert_eq!(links.egress(address("10.1.1.1")), None);
@@ -110,8 +115,8 @@ fn addresses_and_routes_that_come_and_go_are_told() {
         ip("route add 10.0.0.0/8 via 203.0.113.9 proto static");
         eventually("the route resolves", || links.egress(address("10.0.0.1")).is_some());
         ip("route replace 10.0.0.0/8 via 203.0.113.8 proto static");
-        let moved = Some(hop("203.0.113.8", "v0"));
-        eventually("elsewhere", || links.egress(address("10.0.0.1")).map(|egress| egress.hop) == moved);
+        let moved = Some(by(&[("203.0.113.8", "v0")]));
+        eventually("elsewhere", || links.egress(address("10.0.0.1")).map(|egress| egress.neighbors) == moved);
         ip("addr del 203.0.113.1/24 dev v0");
         eventually("the subnet is gone", || links.egress(address("203.0.113.9")).is_none());
         ip("link set v0 mtu 1400");
@@ -173,10 +178,10 @@ fn next_hops_resolve_by_other_owners_objects() {
             ip("nexthop add id 8 group 7");
             ip("route add 10.7.0.0/16 nhid 8 proto static metric 5");
             let (links, _events) = Links::spawn().unwrap();
-            let leads = |to: &str| links.egress(address(to)).map(|egress| egress.hop);
-            assert_eq!(leads("10.7.1.1"), Some(hop("192.0.2.9", "v0")));
+            let leads = |to: &str| links.egress(address(to)).map(|egress| egress.neighbors);
+            assert_eq!(leads("10.7.1.1"), Some(by(&[("192.0.2.9", "v0")])));
             ip("nexthop replace id 7 via 198.51.100.9 dev v1");
-            eventually("it has moved", || leads("10.7.1.1") == Some(hop("198.51.100.9", "v1")));
+            eventually("it has moved", || leads("10.7.1.1") == Some(by(&[("198.51.100.9", "v1")])));
             ip("nexthop add id 1291845633 via 192.0.2.2 dev v0 proto 77");
             ip("route add 10.1.0.0/24 nhid 1291845633 proto 77 metric 77");
             eventually("ours is described", || {
@@ -199,25 +204,51 @@ fn next_hops_resolve_by_other_owners_objects() {
 fn other_owners_routes_are_followed_one_by_one() {
     with_two_links(|| {
         let (links, mut events) = Links::spawn().unwrap();
-        let leads = |to: &str| links.egress(address(to)).map(|egress| egress.hop);
+        let leads = |to: &str| links.egress(address(to)).map(|egress| egress.neighbors);
         ip("route add 10.0.0.0/8 via 192.0.2.9 proto static metric 20");
         wait_for(&mut events, LinkEvent::Changed);
         ip("route add 10.0.0.0/8 via 198.51.100.9 proto static metric 10");
-        eventually("the better one counts", || leads("10.0.0.1") == Some(hop("198.51.100.9", "v1")));
+        eventually("the better one counts", || leads("10.0.0.1") == Some(by(&[("198.51.100.9", "v1")])));
         ip("route replace 10.0.0.0/8 via 198.51.100.8 proto static metric 10");
-        eventually("replaced", || leads("10.0.0.1") == Some(hop("198.51.100.8", "v1")));
+        eventually("replaced", || leads("10.0.0.1") == Some(by(&[("198.51.100.8", "v1")])));
         ip("route del 10.0.0.0/8 metric 10");
-        eventually("the other one again", || leads("10.0.0.1") == Some(hop("192.0.2.9", "v0")));
+        eventually("the other one again", || leads("10.0.0.1") == Some(by(&[("192.0.2.9", "v0")])));
         ip("-6 route add 2001:db8:9::/48 via fe80::8 dev v0 proto static metric 30");
         ip("-6 route append 2001:db8:9::/48 via fe80::9 dev v1 proto static metric 30");
-        eventually("IPv6", || leads("2001:db8:9::1") == Some(hop("fe80::8", "v0")));
+        eventually("IPv6", || leads("2001:db8:9::1") == Some(by(&[("fe80::8", "v0"), ("fe80::9", "v1")])));
         ip("-6 route del 2001:db8:9::/48 via fe80::8 dev v0 metric 30");
-        eventually("one of two", || leads("2001:db8:9::1") == Some(hop("fe80::9", "v1")));
+        eventually("one of two", || leads("2001:db8:9::1") == Some(by(&[("fe80::9", "v1")])));
         ip("-6 route del 2001:db8:9::/48 metric 30");
         eventually("none", || leads("2001:db8:9::1").is_none());
         ip("route add 203.0.113.0/24 via 203.0.113.1 dev v1 onlink proto static");
         eventually("on the link by decree", || {
-            links.egress(address("203.0.113.9")).is_some_and(|egress| egress.onlink)
+            links.egress(address("203.0.113.9")).is_some_and(|egress| egress.neighbors[0].onlink)
         });
+    });
+}
+
+/// A route of another owner that spreads flows over several gateways, as each family and nexthop groups tell of it.
+#[test]
+fn next_hops_behind_several_gateways_resolve_to_all_of_them() {
+    with_two_links(|| {
+        ip(
+            "route add 203.0.113.0/24 proto bird metric 30 nexthop via 192.0.2.9 dev v0 nexthop via 198.51.100.9 dev v1",
+        );
+        ip(
+            "-6 route add 2001:db8:9::/48 proto bird metric 30 nexthop via fe80::8 dev v0 nexthop via fe80::9 dev v1",
+        );
+        ip("nexthop add id 7 via 192.0.2.7 dev v0");
+        ip("nexthop add id 8 via 198.51.100.7 dev v1");
+        ip("nexthop add id 9 group 7/8");
+        ip("route add 10.9.0.0/16 nhid 9 proto zebra metric 20");
+        let (links, _events) = Links::spawn().unwrap();
+        let leads = |to: &str| links.egress(address(to)).map(|egress| egress.neighbors);
+        assert_eq!(leads("203.0.113.1"), Some(by(&[("192.0.2.9", "v0"), ("198.51.100.9", "v1")])));
+        assert_eq!(leads("2001:db8:9::1"), Some(by(&[("fe80::8", "v0"), ("fe80::9", "v1")])));
+        assert_eq!(leads("10.9.1.1"), Some(by(&[("192.0.2.7", "v0"), ("198.51.100.7", "v1")])));
+        ip("link set p1 down");
+        eventually("one link is left", || leads("203.0.113.1") == Some(by(&[("192.0.2.9", "v0")])));
+        eventually("in IPv6 too", || leads("2001:db8:9::1") == Some(by(&[("fe80::8", "v0")])));
+        eventually("and of the group", || leads("10.9.1.1") == Some(by(&[("192.0.2.7", "v0")])));
     });
 }

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! route --> set { next hops, backup } --> group object --> members
-//!             |  one next hop, no backup       ^ those that resolve, else the backup
-//!             +--------------------> object of a next hop --> the neighbor that it resolves to
+//!             |  one next hop, no backup       ^ those of next hops that resolve, else of the backup
+//!             +----> object of a next hop, one for each neighbor that it resolves to --> the neighbor
 //! ```
 //!
 //! A next hop that moves or dies costs one object, and one group for each set that it is in, however many routes lead
-//! there. Where the kernel has no such objects (before Linux 5.3) a set is spelled out in each of its routes, and a change
-//! is a change of its routes; [`Form`] is what hides the difference from the rest.
+//! there. Routes of a single next hop name its object while it resolves to one neighbor, and a group from the time on that
+//! it first resolves to several: the kernel makes no group of an object, so that those routes are written once more. Where
+//! the kernel has no such objects (before Linux 5.3) a set is spelled out in each of its routes, and a change is a change of
+//! its routes; [`Form`] is what hides the difference from the rest.
 //!
 //! An object exists as long as a set needs it or a route in the kernel uses it: the kernel deletes routes together with
 //! their object. What a predecessor left is taken over where it says what is needed.
@@ -28,9 +30,9 @@ use smallvec::SmallVec;
 
 use super::message::{KernelRoute, Spelling};
 use super::object::Content;
-use super::route::{Neighbor, NextHop, Route};
+use super::route::{Neighbor, Neighbors, NextHop, Route};
 pub(super) use form::{Form, SetId};
-use inlines::{Inlines, Neighbors};
+use inlines::Inlines;
 pub(super) use jobs::{ObjectJob, ObjectOperation};
 use objects::{Object, Owner};
 
@@ -54,8 +56,9 @@ struct Set {
 #[derive(Debug, Default)]
 struct Target {
     /// What it resolves to, if anybody has said.
-    word: Option<Option<Neighbor>>,
-    object: Option<u32>,
+    word: Option<Neighbors>,
+    /// One for each neighbor; those of the last ones while it resolves to nothing.
+    objects: SmallVec<[u32; 1]>,
     sets: Vec<SetId>,
 }
 
@@ -229,8 +232,8 @@ impl NextHopTable {
     pub(super) fn reason(&self, id: SetId) -> (String, u32) {
         let set = self.set(id);
         let failure = set.route.mentions().find_map(|hop| {
-            let object = self.targets.get(&hop)?.object?;
-            Some((hop, self.failures.get(&object)?))
+            let objects = &self.targets.get(&hop)?.objects;
+            Some((hop, objects.iter().find_map(|object| self.failures.get(object))?))
         });
         let group = || set.group.and_then(|group| self.failures.get(&group));
         match failure {
@@ -239,7 +242,7 @@ impl NextHopTable {
                 (Some(failure), _) => {
                     (format!("the group of its next hops: {}", failure.reason), failure.attempts)
                 }
-                (None, Some(hop)) if self.neighbor(hop).is_none() => {
+                (None, Some(hop)) if self.neighbors(hop).is_empty() => {
                     (format!("next hop {hop} does not resolve"), 0)
                 }
                 _ => ("its next hop is on its way into the kernel".to_owned(), 0),
@@ -256,7 +259,9 @@ impl NextHopTable {
         };
         let wanted = primary(&self.set(set).route);
         match held.owner {
-            Owner::Target(hop) => wanted.is_some_and(|hops| hops[..] == [hop]),
+            Owner::Target(hop) => {
+                wanted.is_some_and(|hops| hops[..] == [hop]) && self.targets[&hop].objects.len() == 1
+            }
             Owner::Set(other) => wanted.is_some() && primary(&self.set(other).route) == wanted,
             Owner::Nobody => false,
         }
@@ -317,10 +322,11 @@ impl NextHopTable {
 
     // Next hops.
 
-    /// Where packets for a next hop leave; `None`: nowhere.
-    pub(super) fn resolve(&mut self, hop: NextHop, neighbor: Option<Neighbor>) {
+    /// Where packets for a next hop leave.
+    pub(super) fn resolve(&mut self, hop: NextHop, neighbors: Neighbors) {
         let target = self.targets.entry(hop).or_default();
-        if target.word.replace(neighbor) != Some(neighbor) {
+        if target.word.as_ref() != Some(&neighbors) {
+            target.word = Some(neighbors);
             self.refresh_all_of(hop);
         }
     }
@@ -341,40 +347,59 @@ impl NextHopTable {
         }
     }
 
-    fn neighbor(&self, hop: NextHop) -> Option<Neighbor> {
-        match self.targets.get(&hop).and_then(|target| target.word) {
-            Some(word) => word,
-            None => (hop.ifindex != 0).then(|| hop.into()),
+    fn neighbors(&self, hop: NextHop) -> Neighbors {
+        match self.targets.get(&hop).and_then(|target| target.word.as_ref()) {
+            Some(word) => word.clone(),
+            None => (hop.ifindex != 0).then(|| hop.into()).into_iter().collect(),
         }
     }
 
-    /// Brings what its object should be in line with what is known of it.
+    /// Brings what its objects should be in line with what is known of it.
     fn refresh_target(&mut self, hop: NextHop) {
-        let neighbor = self.neighbor(hop);
+        let neighbors = self.neighbors(hop);
         let Some(target) = self.targets.get_mut(&hop) else { return };
         if target.sets.is_empty() {
-            let object = target.object.take();
+            let objects = std::mem::take(&mut target.objects);
             if target.word.is_none() {
                 self.targets.remove(&hop);
             }
-            if let Some(object) = object {
-                self.orphan(object);
-            }
-            return;
+            return objects.into_iter().for_each(|object| self.orphan(object));
         }
         if !self.objects_in_use {
             return;
         }
-        let object = target.object;
-        let content = neighbor.map(Content::Neighbor);
-        match (object, content) {
-            (Some(id), content) => self.want(id, content),
-            (None, Some(content)) => {
-                let id = self.own(Owner::Target(hop), content);
-                self.targets.get_mut(&hop).expect("looked up just now").object = Some(id);
-            }
-            (None, None) => {}
+        let mut spare = std::mem::take(&mut target.objects);
+        let mut objects: SmallVec<[u32; 1]> = SmallVec::new();
+        if neighbors.is_empty() {
+            // Nothing better is known than what they do.
+            spare.iter().for_each(|id| self.want(*id, None));
+            std::mem::swap(&mut objects, &mut spare);
         }
+        // Who stays keeps its object, so that one neighbor of several that goes is one object that goes.
+        let mut others: Neighbors = SmallVec::new();
+        for neighbor in neighbors {
+            match spare.iter().position(|id| self.objects[id].says(neighbor)) {
+                Some(at) => {
+                    let id = spare.remove(at);
+                    self.want(id, Some(Content::Neighbor(neighbor)));
+                    objects.push(id);
+                }
+                None => others.push(neighbor),
+            }
+        }
+        for neighbor in others {
+            let content = Content::Neighbor(neighbor);
+            let id = match spare.pop() {
+                Some(id) => {
+                    self.want(id, Some(content));
+                    id
+                }
+                None => self.own(Owner::Target(hop), content),
+            };
+            objects.push(id);
+        }
+        self.targets.get_mut(&hop).expect("looked up just now").objects = objects;
+        spare.into_iter().for_each(|id| self.orphan(id));
     }
 
     /// Brings a set's group and form in line with what its next hops have become.
@@ -384,32 +409,36 @@ impl NextHopTable {
         if !self.objects_in_use {
             return self.refresh_inline(id, &route);
         }
-        let form = match (&hops[..], backup) {
-            ([hop], None) => self.targets[hop].object.and_then(|object| self.present(object)),
-            _ => {
-                let members = self.members(hops, *backup);
-                let group = self.set(id).group;
-                match (group, members.is_empty()) {
-                    (Some(group), false) => self.want(group, Some(Content::Members(members))),
-                    // Nothing better is known than what is there: its routes will be told to go where there is a way.
-                    (Some(group), true) => self.want(group, None),
-                    (None, false) => {
-                        let group = self.own(Owner::Set(id), Content::Members(members));
-                        self.set_mut(id).group = Some(group);
-                    }
-                    (None, true) => {}
-                }
-                self.set(id).group.and_then(|group| self.present(group))
-            }
+        let single = match (&hops[..], backup) {
+            ([hop], None) => Some(*hop),
+            _ => None,
         };
-        self.reform(id, form.map_or(Form::NOTHING, Form::object));
+        let group = self.set(id).group;
+        if group.is_some() || single.is_none_or(|hop| self.neighbors(hop).len() > 1) {
+            let members = self.members(hops, *backup);
+            match (group, members.is_empty()) {
+                (Some(group), false) => self.want(group, Some(Content::Members(members))),
+                // Nothing better is known than what is there: its routes will be told to go where there is a way.
+                (Some(group), true) => self.want(group, None),
+                (None, false) => {
+                    let group = self.own(Owner::Set(id), Content::Members(members));
+                    self.set_mut(id).group = Some(group);
+                }
+                (None, true) => {}
+            }
+        }
+        let group = self.set(id).group.and_then(|group| self.present(group));
+        // Until the group is there, one of the neighbors is better than none.
+        let one =
+            || single.and_then(|hop| self.targets[&hop].objects.iter().find_map(|id| self.present(*id)));
+        self.reform(id, group.or_else(one).map_or(Form::NOTHING, Form::object));
     }
 
     fn refresh_inline(&mut self, id: SetId, route: &Route) {
         let Route::Unicast { hops, backup } = route else { return };
-        let mut ways: Neighbors = hops.iter().filter_map(|hop| self.neighbor(*hop)).collect();
+        let mut ways: Neighbors = hops.iter().flat_map(|hop| self.neighbors(*hop)).collect();
         if ways.is_empty() {
-            ways.extend(backup.and_then(|hop| self.neighbor(hop)));
+            ways.extend(backup.iter().flat_map(|hop| self.neighbors(*hop)));
         }
         ways.sort_unstable();
         ways.dedup();
@@ -419,15 +448,17 @@ impl NextHopTable {
         }
     }
 
-    /// The objects that a group should have: those of next hops that resolve and are in the kernel, else the backup's.
+    /// The objects that a group should have: those of next hops that resolve, are in the kernel and lead where they should,
+    /// as far as the kernel has not refused that, else the backup's.
     fn members(&self, hops: &[NextHop], backup: Option<NextHop>) -> SmallVec<[u32; 4]> {
-        let usable = |hop: &NextHop| {
-            self.neighbor(*hop)?;
-            self.targets[hop].object.and_then(|object| self.present(object))
+        let usable = |hop: NextHop| {
+            let objects = (!self.neighbors(hop).is_empty()).then(|| &self.targets[&hop].objects[..]);
+            let objects = objects.unwrap_or_default().iter().filter(|id| !self.failures.contains_key(*id));
+            objects.filter_map(|object| self.present(*object))
         };
-        let mut members: SmallVec<[u32; 4]> = hops.iter().filter_map(usable).collect();
+        let mut members: SmallVec<[u32; 4]> = hops.iter().copied().flat_map(usable).collect();
         if members.is_empty() {
-            members.extend(backup.as_ref().and_then(usable));
+            members.extend(backup.into_iter().flat_map(usable));
         }
         members.sort_unstable();
         members
@@ -466,6 +497,6 @@ impl NextHopTable {
             && self.objects.is_empty()
             && self.failures.is_empty()
             && self.inlines.iter().next().is_none()
-            && self.targets.values().all(|target| target.sets.is_empty() && target.object.is_none())
+            && self.targets.values().all(|target| target.sets.is_empty() && target.objects.is_empty())
     }
 }

@@ -54,6 +54,9 @@ impl std::fmt::Display for Neighbor {
     }
 }
 
+/// Where packets for a next hop leave: over one of these, chosen by flow. Distinct and in order; none: nowhere.
+pub type Neighbors = SmallVec<[Neighbor; 1]>;
+
 /// One or more distinct next hops in order: equal sets compare equal, and equal routes make equal messages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NextHops(SmallVec<[NextHop; 1]>);

@@ -17,7 +17,7 @@ use super::message::{KernelRoute, Spelling};
 use super::nexthops::{Form, NextHopTable, ObjectJob, SetId};
 use super::object::KernelObject;
 use super::queue::Queue;
-use super::route::{Neighbor, NextHop, Route};
+use super::route::{Neighbors, NextHop, Route};
 use super::{Cause, FibStats, Repair, RouteState};
 use crate::kernel::Family;
 use crate::kernel::netlink::Refusal;
@@ -118,9 +118,9 @@ impl Table {
         self.follow();
     }
 
-    /// Where packets for next hops leave; `None`: nowhere.
-    pub(super) fn resolve(&mut self, hops: impl IntoIterator<Item = (NextHop, Option<Neighbor>)>) {
-        hops.into_iter().for_each(|(hop, neighbor)| self.next_hops.resolve(hop, neighbor));
+    /// Where packets for next hops leave.
+    pub(super) fn resolve(&mut self, hops: impl IntoIterator<Item = (NextHop, Neighbors)>) {
+        hops.into_iter().for_each(|(hop, neighbors)| self.next_hops.resolve(hop, neighbors));
         self.follow();
     }
 

@@ -11,7 +11,7 @@ use super::{Egress, Found};
 use crate::kernel::Family;
 use crate::kernel::fib::address;
 use crate::kernel::fib::object::{Content, KernelObject};
-use crate::kernel::fib::{KernelHop, KernelRoute, Neighbor, NextHop, PROTOCOL, TABLE_MAIN};
+use crate::kernel::fib::{KernelHop, KernelRoute, Neighbor, Neighbors, NextHop, PROTOCOL, TABLE_MAIN};
 use crate::kernel::netlink::{Attrs, text, u32_at};
 
 /// struct ifinfomsg and struct ifaddrmsg.
@@ -27,6 +27,10 @@ const IFF_RUNNING: u32 = 0x40;
 const IFF_LOWER_UP: u32 = 0x10000;
 /// Gateways that lead to gateways: deeper than any sane table.
 const MAX_DEPTH: usize = 4;
+/// How many gateways are followed for one next hop, those in circles included.
+const MAX_GATEWAYS: usize = 64;
+/// How many neighbours one next hop is spread over at most.
+const MAX_WAYS: usize = 16;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link {
@@ -314,25 +318,32 @@ impl Snapshot {
     }
 
     pub(super) fn egress(&self, address: IpAddr) -> Option<Egress> {
-        let (first, mut hop) = self.route_to(address)?;
-        let mut gateway = address;
-        for _ in 0..MAX_DEPTH {
-            let Some(next) = hop.gateway else {
-                let connected = gateway == address;
-                let metric = if connected { 0 } else { first.max(1) };
-                let hop = NextHop { gateway, ifindex: hop.ifindex };
-                return Some(Egress { hop, metric, connected, onlink: false });
-            };
-            // A gateway is on-link by the kernel's own rule, on the very link that the route names.
-            if hop.ifindex != 0 {
-                let onlink = hop.onlink;
-                let hop = NextHop { gateway: next, ifindex: hop.ifindex };
-                return Some(Egress { hop, metric: first.max(1), connected: false, onlink });
+        let (metric, _) = self.route_to(address)?;
+        let (mut neighbors, mut gateways) = (Neighbors::new(), MAX_GATEWAYS);
+        self.follow(address, MAX_DEPTH, &mut gateways, &mut neighbors);
+        let connected = !neighbors.is_empty() && neighbors.iter().all(|n| n.gateway == address);
+        neighbors.sort_unstable();
+        neighbors.dedup();
+        neighbors.truncate(MAX_WAYS);
+        let metric = if connected { 0 } else { metric.max(1) };
+        (!neighbors.is_empty()).then_some(Egress { neighbors, metric, connected })
+    }
+
+    /// Adds the neighbours by which packets for an address leave, those that its gateways resolve to where a route names
+    /// no link.
+    fn follow(&self, address: IpAddr, depth: usize, gateways: &mut usize, found: &mut Neighbors) {
+        let Some((_, hops)) = self.route_to(address).filter(|_| depth > 0 && *gateways > 0) else { return };
+        *gateways -= 1;
+        for hop in hops {
+            match hop.gateway {
+                None => found.push(Neighbor { gateway: address, ifindex: hop.ifindex, onlink: false }),
+                // A gateway is on-link by the kernel's own rule, on the very link that the route names.
+                Some(gateway) if hop.ifindex != 0 => {
+                    found.push(Neighbor { gateway, ifindex: hop.ifindex, onlink: hop.onlink });
+                }
+                Some(gateway) => self.follow(gateway, depth - 1, gateways, found),
             }
-            gateway = next;
-            hop = self.route_to(next)?.1;
         }
-        None
     }
 
     /// The name of the link out of which a route for this very address leads, without a gateway.
@@ -372,17 +383,20 @@ impl Snapshot {
 
     pub(super) fn neighbor(&self, hop: NextHop) -> Option<Egress> {
         let up = self.links.get(&hop.ifindex).is_some_and(|l| l.up);
-        up.then_some(Egress { hop, metric: 0, connected: true, onlink: false })
+        up.then(|| Egress { neighbors: Neighbors::from_elem(hop.into(), 1), metric: 0, connected: true })
     }
 
-    /// The best usable way of the longest match, with its metric; never a default route.
-    fn route_to(&self, address: IpAddr) -> Option<(u32, Hop)> {
+    /// The usable ways of the best route of the longest match, with its metric; never a default route.
+    fn route_to(&self, address: IpAddr) -> Option<(u32, SmallVec<[Hop; 1]>)> {
         let routes = match address {
             IpAddr::V4(a) => self.ipv4.get_lpm(&Ipv4Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
             IpAddr::V6(a) => self.ipv6.get_lpm(&Ipv6Network::from(a)).filter(|(p, _)| p.prefix() > 0)?.1,
         };
-        let ways = routes.iter().flat_map(|route| self.hops(route).map(move |hop| (route.metric, hop)));
-        ways.filter(|(_, hop)| self.usable(hop)).min()
+        // They are in the order of their metrics.
+        routes.iter().find_map(|route| {
+            let ways: SmallVec<[Hop; 1]> = self.hops(route).filter(|hop| self.usable(hop)).collect();
+            (!ways.is_empty()).then_some((route.metric, ways))
+        })
     }
 
     fn usable(&self, hop: &Hop) -> bool {
@@ -518,6 +532,12 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn via(ways: &[(&str, u32)]) -> Neighbors {
+        ways.iter()
+            .map(|(g, ifindex)| Neighbor { gateway: ip(g), ifindex: *ifindex, onlink: false })
+            .collect()
+    }
+
     fn with_links(links: &[(u32, bool)]) -> Snapshot {
         let links =
             links.iter().map(|(i, up)| (*i, Link { name: format!("eth{i}"), up: *up, mtu: 1500 })).collect();
@@ -549,8 +569,10 @@ mod tests {
     fn a_neighbour_on_a_connected_subnet_is_its_own_gateway() {
         let mut s = with_links(&[(2, true)]);
         s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
-        let e = s.egress(ip("10.1.0.1")).unwrap();
-        assert_eq!((e.hop.gateway, e.hop.ifindex, e.metric, e.connected), (ip("10.1.0.1"), 2, 0, true));
+        assert_eq!(
+            s.egress(ip("10.1.0.1")),
+            Some(Egress { neighbors: via(&[("10.1.0.1", 2)]), metric: 0, connected: true })
+        );
     }
 
     #[test]
@@ -559,7 +581,61 @@ mod tests {
         s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
         s.add_route(&route("10.9.0.0/16", 20, 188, &[(2, Some("10.1.0.1"))]), false);
         let e = s.egress(ip("10.9.9.9")).unwrap();
-        assert_eq!((e.hop.gateway, e.metric, e.connected), (ip("10.1.0.1"), 20, false));
+        assert_eq!(e, Egress { neighbors: via(&[("10.1.0.1", 2)]), metric: 20, connected: false });
+    }
+
+    #[test]
+    fn a_next_hop_behind_several_gateways_is_spread_over_those_whose_links_are_up() {
+        let mut s = with_links(&[(2, true), (3, true), (4, false)]);
+        let hops = [(2, Some("10.1.0.1")), (3, Some("10.2.0.1")), (4, Some("10.3.0.1"))];
+        s.add_route(&route("10.9.0.0/16", 20, 188, &hops), false);
+        s.add_route(&route("10.9.0.0/16", 30, 4, &[(2, Some("10.1.0.9"))]), false);
+        let e = s.egress(ip("10.9.9.9")).unwrap();
+        let both = via(&[("10.1.0.1", 2), ("10.2.0.1", 3)]);
+        assert_eq!(e, Egress { neighbors: both, metric: 20, connected: false }, "not over the worse route");
+        for down in [2, 3] {
+            s.links.get_mut(&down).unwrap().up = false;
+        }
+        assert_eq!(s.egress(ip("10.9.9.9")), None);
+        s.links.get_mut(&2).unwrap().up = true;
+        assert_eq!(s.egress(ip("10.9.9.9")).unwrap().neighbors, via(&[("10.1.0.1", 2)]));
+        // By a group of nexthop objects it is the same.
+        for (id, gateway, ifindex) in [(7, "10.1.0.3", 2), (8, "10.1.0.4", 2)] {
+            let hop = Hop { ifindex, gateway: Some(ip(gateway)), onlink: false };
+            s.objects.insert(id, Object::Single(hop));
+        }
+        s.objects.insert(9, Object::Group([7, 8].into_iter().collect()));
+        s.add_route(&KernelRoute { next_hop: Some(9), ..route("10.8.0.0/16", 20, 11, &[]) }, false);
+        assert_eq!(s.egress(ip("10.8.0.1")).unwrap().neighbors, via(&[("10.1.0.3", 2), ("10.1.0.4", 2)]));
+    }
+
+    #[test]
+    fn gateways_that_lead_to_gateways_are_followed_each_and_in_circles_for_a_few_steps_only() {
+        let mut s = with_links(&[(2, true), (3, true)]);
+        s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
+        s.add_route(&route("10.2.0.0/24", 0, 2, &[(3, None)]), false);
+        s.add_route(&route("10.7.0.0/16", 10, 188, &[(0, Some("10.1.0.1")), (0, Some("10.2.0.1"))]), false);
+        s.add_route(&route("10.8.0.0/16", 20, 188, &[(0, Some("10.7.0.1")), (3, Some("10.2.0.9"))]), false);
+        let e = s.egress(ip("10.8.9.9")).unwrap();
+        let ways = via(&[("10.1.0.1", 2), ("10.2.0.1", 3), ("10.2.0.9", 3)]);
+        assert_eq!(e, Egress { neighbors: ways, metric: 20, connected: false });
+
+        s.add_route(&route("10.5.0.0/16", 10, 188, &[(0, Some("10.6.0.1")), (0, Some("10.6.0.2"))]), false);
+        s.add_route(&route("10.6.0.0/16", 10, 188, &[(0, Some("10.5.0.1")), (0, Some("10.5.0.2"))]), false);
+        assert_eq!(s.egress(ip("10.5.0.9")), None, "round and round");
+        // As deep as is looked, and one deeper.
+        for n in 1..=4 {
+            let (net, gateway) = (format!("10.{}.0.0/16", 20 + n), format!("10.{}.0.1", 19 + n));
+            s.add_route(&route(&net, 10, 188, &[(0, Some(&gateway))]), false);
+        }
+        s.add_route(&route("10.20.0.0/16", 10, 188, &[(2, Some("10.1.0.1"))]), false);
+        assert_eq!(s.egress(ip("10.23.0.9")).unwrap().neighbors, via(&[("10.1.0.1", 2)]));
+        assert_eq!(s.egress(ip("10.24.0.9")), None);
+
+        let many: Vec<String> = (1..=40).map(|n| format!("10.1.0.{n}")).collect();
+        let many: Vec<(u32, Option<&str>)> = many.iter().map(|gateway| (2, Some(gateway.as_str()))).collect();
+        s.add_route(&route("10.10.0.0/16", 10, 188, &many), false);
+        assert_eq!(s.egress(ip("10.10.0.1")).unwrap().neighbors.len(), MAX_WAYS);
     }
 
     #[test]
@@ -601,14 +677,15 @@ mod tests {
         s.add_route(&route("10.1.0.0/24", 0, 2, &[(2, None)]), false);
         assert_eq!(s.egress(ip("10.1.0.1")), None);
         s.add_route(&route("10.1.0.0/24", 100, 4, &[(3, None)]), false);
-        assert_eq!(s.egress(ip("10.1.0.1")).unwrap().hop.ifindex, 3);
+        assert_eq!(s.egress(ip("10.1.0.1")).unwrap().neighbors, via(&[("10.1.0.1", 3)]));
     }
 
     #[test]
     fn a_link_local_neighbour_is_as_reachable_as_its_link() {
         let s = with_links(&[(2, true), (3, false)]);
         let on = |ifindex| NextHop { gateway: ip("fe80::1"), ifindex };
-        assert_eq!(s.neighbor(on(2)), Some(Egress { hop: on(2), metric: 0, connected: true, onlink: false }));
+        let there = Egress { neighbors: via(&[("fe80::1", 2)]), metric: 0, connected: true };
+        assert_eq!(s.neighbor(on(2)), Some(there));
         assert_eq!((s.neighbor(on(3)), s.neighbor(on(4))), (None, None));
         assert_eq!(s.egress(ip("fe80::1")), None, "without its interface it is nowhere");
     }

@@ -2,12 +2,8 @@
 
 use std::sync::Arc;
 
+use super::{Form, Neighbor, Neighbors};
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
-
-use super::{Form, Neighbor};
-
-pub(super) type Neighbors = SmallVec<[Neighbor; 1]>;
 
 /// Lists of next hops that stand in routes themselves, by number.
 #[derive(Debug, Default)]

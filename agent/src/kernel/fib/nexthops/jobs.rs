@@ -118,10 +118,7 @@ impl NextHopTable {
                 self.work.insert(id);
                 self.look_at_members(gone.as_ref());
             }
-            (_, None) => {
-                self.failures.remove(&id);
-                self.set_actual(id, job.content);
-            }
+            (_, None) => self.set_actual(id, job.content),
             // Somebody has our number: we take another.
             (ObjectOperation::Create, Some(libc::EEXIST)) => {
                 self.taken.insert(id);
@@ -133,6 +130,10 @@ impl NextHopTable {
                 let attempts = self.failures.get(&id).map_or(0, |failure| failure.attempts) + 1;
                 let retry_at = now + backoff(attempts);
                 self.failures.insert(id, Failure { reason, attempts, retry_at });
+                let owner = self.objects.get(&id).map(|object| object.owner).filter(|_| attempts == 1);
+                if let Some(owner) = owner {
+                    self.refresh_owner(owner);
+                }
             }
         }
     }

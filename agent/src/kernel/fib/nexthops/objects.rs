@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Content, FIRST_ID, LAST_ID, NextHop, NextHopTable, Route, SetId};
+use super::{Content, FIRST_ID, LAST_ID, Neighbor, NextHop, NextHopTable, Route, SetId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -40,6 +40,11 @@ impl Object {
     /// One that nobody owns: a route still uses it, or it may be taken over.
     pub(super) fn stays(&self, swept: bool) -> bool {
         self.routes > 0 || (self.inherited && !swept)
+    }
+
+    /// It leads to this neighbor, or will; one of which nothing is wanted is what it is.
+    pub(super) fn says(&self, neighbor: Neighbor) -> bool {
+        self.wanted.as_ref().or(self.actual.as_ref()) == Some(&Content::Neighbor(neighbor))
     }
 
     pub(super) fn differs(&self) -> bool {
@@ -113,7 +118,11 @@ impl NextHopTable {
         let new = object.wanted.map(|wanted| self.own(owner, wanted));
         match owner {
             Owner::Nobody => {}
-            Owner::Target(hop) => self.targets.get_mut(&hop).expect("an owner is there").object = new,
+            Owner::Target(hop) => {
+                let objects = &mut self.targets.get_mut(&hop).expect("an owner is there").objects;
+                objects.retain(|object| *object != id);
+                objects.extend(new);
+            }
             Owner::Set(set) => self.set_mut(set).group = new,
         }
     }
@@ -122,12 +131,14 @@ impl NextHopTable {
         let object = self.objects.get_mut(&id).expect("the caller has seen it");
         let before = std::mem::replace(&mut object.actual, content);
         let came = before.is_none();
-        let owner = object.owner;
-        if object.differs() || owner == Owner::Nobody {
+        let (owner, differs) = (object.owner, object.differs());
+        if differs || owner == Owner::Nobody {
             self.work.insert(id);
         }
+        // However it is known: the answer to the try that succeeded may have been lost.
+        let recovered = !differs && self.failures.remove(&id).is_some();
         self.look_at_members(before.as_ref());
-        if came {
+        if came || recovered {
             self.refresh_owner(owner);
         }
     }
@@ -172,43 +183,50 @@ impl NextHopTable {
         }
         let route = self.set(set).route.clone();
         let Route::Unicast { hops, backup } = &*route else { return };
-        let content = self.objects[&object].actual.clone();
-        if let ([hop], None) = (&hops[..], backup) {
-            if content.is_some() && content == self.neighbor(*hop).map(Content::Neighbor) {
-                self.adopt_target(*hop, object);
+        let members = match self.objects[&object].actual.clone() {
+            Some(Content::Members(members)) => members,
+            Some(Content::Neighbor(neighbor)) => {
+                if let ([hop], None) = (&hops[..], backup)
+                    && self.neighbors(*hop)[..] == [neighbor]
+                {
+                    self.adopt_target(*hop, neighbor, object);
+                }
+                return;
             }
-            return;
-        }
-        let Some(Content::Members(members)) = content else { return };
-        let mut alive: Vec<NextHop> =
-            hops.iter().copied().filter(|hop| self.neighbor(*hop).is_some()).collect();
+            Some(Content::Strange) | None => return,
+        };
+        let ways = |hop: NextHop| self.neighbors(hop).into_iter().map(move |neighbor| (hop, neighbor));
+        let mut alive: Vec<(NextHop, Neighbor)> = hops.iter().copied().flat_map(ways).collect();
         if alive.is_empty() {
-            alive.extend(backup.filter(|hop| self.neighbor(*hop).is_some()));
+            alive.extend(backup.iter().copied().flat_map(ways));
         }
         let mut found: SmallVec<[u32; 4]> = SmallVec::new();
-        for hop in &alive {
-            let content = self.neighbor(*hop).map(Content::Neighbor);
-            let mine = |id: &&u32| match self.targets[hop].object {
+        for (hop, neighbor) in &alive {
+            let mine = |id: &&u32| match self.object_of(*hop, *neighbor) {
                 Some(object) => object == **id,
-                None => self.orphans.contains(*id) && self.objects[*id].actual == content,
+                None => self.orphans.contains(*id) && self.objects[*id].says(*neighbor),
             };
             found.extend(members.iter().filter(|id| !found.contains(id)).find(mine).copied());
         }
         if found.len() != alive.len() || found.len() != members.len() {
             return;
         }
-        for (hop, id) in alive.into_iter().zip(found) {
-            self.adopt_target(hop, id);
+        for ((hop, neighbor), id) in alive.into_iter().zip(found) {
+            self.adopt_target(hop, neighbor, id);
         }
         self.orphans.remove(&object);
         self.objects.get_mut(&object).expect("an orphan is there").owner = Owner::Set(set);
         self.set_mut(set).group = Some(object);
     }
 
-    pub(super) fn adopt_target(&mut self, hop: NextHop, id: u32) {
-        let target = self.targets.get_mut(&hop).expect("a set's next hops are targets");
-        if target.object.is_none() {
-            target.object = Some(id);
+    /// Its object that leads to this neighbor.
+    fn object_of(&self, hop: NextHop, neighbor: Neighbor) -> Option<u32> {
+        self.targets[&hop].objects.iter().copied().find(|id| self.objects[id].says(neighbor))
+    }
+
+    fn adopt_target(&mut self, hop: NextHop, neighbor: Neighbor, id: u32) {
+        if self.object_of(hop, neighbor).is_none() {
+            self.targets.get_mut(&hop).expect("a set's next hops are targets").objects.push(id);
             self.orphans.remove(&id);
             self.objects.get_mut(&id).expect("an orphan is there").owner = Owner::Target(hop);
         }

@@ -14,6 +14,7 @@ use crate::kernel::fib::PROTOCOL;
 use crate::kernel::fib::message::KernelHop;
 use crate::kernel::fib::nexthops::ObjectOperation;
 use crate::kernel::fib::object::Content;
+use crate::kernel::fib::route::Neighbor;
 
 const PREFIXES: u8 = 6;
 /// Next hops 0 to 3; 0 and 2 leave by link 0, the others by link 1, unless they move.
@@ -30,6 +31,14 @@ fn hop(number: u8) -> NextHop {
 fn neighbor(number: u8, moved: bool) -> Neighbor {
     let gateway = [192, 0, 2, number + if moved { 100 } else { 0 }].into();
     Neighbor { gateway, ifindex: u32::from(number % 2), onlink: false }
+}
+
+/// What a next hop resolves to: a bit for its usual neighbor, for another one on the same link, and for one on the other link.
+/// Next hops share none.
+fn neighbors(number: u8, which: u8) -> Neighbors {
+    let across = Neighbor { ifindex: 1 - u32::from(number % 2), ..neighbor(number + 200, false) };
+    let all = [neighbor(number, false), neighbor(number, true), across];
+    (0..3).filter(|bit| which & 1 << bit != 0).map(|bit| all[bit]).collect()
 }
 
 /// 0 is a blackhole, then one next hop, then two, then one with a backup.
@@ -53,8 +62,8 @@ const ROUTES: u8 = 13;
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Set(u8, Option<u8>),
-    /// A next hop resolves to its neighbour, to another one, or to nothing.
-    Resolve(u8, Option<bool>),
+    /// A next hop resolves to these of its neighbours.
+    Resolve(u8, u8),
     /// A turn of the writer with at most so many routes.
     Write(usize),
     /// The same, with the answers lost; everything is read again.
@@ -81,7 +90,7 @@ fn event() -> impl Strategy<Value = Event> {
     let prefix = 0..PREFIXES;
     prop_oneof![
         6 => (prefix.clone(), proptest::option::of(0..ROUTES)).prop_map(|(p, r)| Event::Set(p, r)),
-        3 => (0..HOPS, proptest::option::of(any::<bool>())).prop_map(|(h, m)| Event::Resolve(h, m)),
+        3 => (0..HOPS, 0..8u8).prop_map(|(h, which)| Event::Resolve(h, which)),
         5 => (1..4usize).prop_map(Event::Write),
         1 => (1..4usize).prop_map(Event::Lost),
         1 => prefix.clone().prop_map(Event::Removed),
@@ -200,7 +209,7 @@ struct World {
     table: Table,
     kernel: Kernel,
     wanted: BTreeMap<IpNetwork, Route>,
-    resolved: BTreeMap<NextHop, Neighbor>,
+    resolved: BTreeMap<NextHop, Neighbors>,
     now: Instant,
 }
 
@@ -217,7 +226,7 @@ impl World {
             resolved: BTreeMap::new(),
             now: Instant::now(),
         };
-        (0..HOPS).for_each(|hop| world.happen(Event::Resolve(hop, Some(false))));
+        (0..HOPS).for_each(|hop| world.happen(Event::Resolve(hop, 1)));
         world
     }
 
@@ -229,9 +238,7 @@ impl World {
             self.table.without_objects();
         }
         self.read_again();
-        for (hop, neighbor) in self.resolved.clone() {
-            self.table.resolve([(hop, Some(neighbor))]);
-        }
+        self.table.resolve(self.resolved.clone());
         for (prefix, route) in self.wanted.clone() {
             self.table.set(prefix, Some(&route));
         }
@@ -370,13 +377,9 @@ impl World {
                     None => drop(self.wanted.remove(&net(prefix))),
                 }
             }
-            Event::Resolve(number, to) => {
-                let to = to.map(|moved| neighbor(number, moved));
-                self.table.resolve([(hop(number), to)]);
-                match to {
-                    Some(to) => drop(self.resolved.insert(hop(number), to)),
-                    None => drop(self.resolved.remove(&hop(number))),
-                }
+            Event::Resolve(number, which) => {
+                self.table.resolve([(hop(number), neighbors(number, which))]);
+                self.resolved.insert(hop(number), neighbors(number, which));
             }
             Event::Write(max) => drop(self.write(max, true)),
             Event::Lost(max) => drop(self.write(max, false)),
@@ -452,20 +455,20 @@ impl World {
         self.look_at_conflicts();
     }
 
-    fn usable(&self, hop: &NextHop) -> Option<Neighbor> {
+    fn usable(&self, hop: &NextHop) -> Vec<Neighbor> {
         // Without objects the kernel of this model takes a route over a link that is down.
         let up = |neighbor: &&Neighbor| {
             !self.table.next_hops.uses_objects() || !self.kernel.down.contains(&neighbor.ifindex)
         };
-        self.resolved.get(hop).filter(up).copied()
+        self.resolved[hop].iter().filter(up).copied().collect()
     }
 
     /// Where a route should lead now; `None`: it cannot be in the kernel, or it does not matter where it leads.
     fn should_lead_to(&self, route: &Route) -> Option<BTreeSet<Neighbor>> {
         let Route::Unicast { hops, backup } = route else { return Some(BTreeSet::new()) };
-        let mut ways: BTreeSet<_> = hops.iter().filter_map(|hop| self.usable(hop)).collect();
+        let mut ways: BTreeSet<_> = hops.iter().flat_map(|hop| self.usable(hop)).collect();
         if ways.is_empty() {
-            ways.extend(backup.as_ref().and_then(|hop| self.usable(hop)));
+            ways.extend(backup.iter().flat_map(|hop| self.usable(hop)));
         }
         (!ways.is_empty()).then_some(ways)
     }
@@ -475,7 +478,7 @@ impl World {
 #[test]
 fn a_member_of_a_predecessors_group_stays_while_a_route_uses_the_group() {
     let mut world = World::new(true);
-    for event in [Event::Resolve(1, None), Event::Set(0, Some(9)), Event::Write(1), Event::Resolve(0, None)] {
+    for event in [Event::Resolve(1, 0), Event::Set(0, Some(9)), Event::Write(1), Event::Resolve(0, 0)] {
         world.happen(event);
     }
     let held = world.kernel.ours.clone();
@@ -498,6 +501,7 @@ proptest! {
         objects in any::<bool>(),
         before in vec(event(), 0..20),
         events in vec(event(), 0..60),
+        which_in_the_end in 1..8u8,
     ) {
         let mut world = World::new(objects);
         for event in before {
@@ -536,7 +540,7 @@ proptest! {
             world.happen(Event::Other(index, false));
         }
         [0, 1].into_iter().for_each(|link| world.happen(Event::Link(link, true)));
-        (0..HOPS).for_each(|hop| world.happen(Event::Resolve(hop, Some(true))));
+        (0..HOPS).for_each(|hop| world.happen(Event::Resolve(hop, which_in_the_end)));
         world.rest();
         for (prefix, route) in &world.wanted {
             prop_assert_eq!(world.kernel.leads_to(*prefix), world.should_lead_to(route));
@@ -556,15 +560,17 @@ proptest! {
     fn a_restart_writes_nothing_where_nothing_has_changed(
         objects in any::<bool>(),
         wanted in vec(0..ROUTES, 1..6),
+        ways in vec(1..8u8, HOPS as usize),
         dead in proptest::option::of(0..HOPS),
     ) {
         let mut world = World::new(objects);
+        (0..HOPS).zip(ways).for_each(|(hop, which)| world.happen(Event::Resolve(hop, which)));
         for (prefix, number) in wanted.into_iter().enumerate() {
             world.happen(Event::Set(prefix as u8, Some(number)));
         }
         world.rest();
         if let Some(dead) = dead {
-            world.happen(Event::Resolve(dead, None));
+            world.happen(Event::Resolve(dead, 0));
             world.rest();
         }
         // What leads nowhere would be taken away by those who say what is wanted.
@@ -631,13 +637,63 @@ fn a_next_hop_that_moves_or_dies_costs_no_route() {
     world.happen(Event::Set(2, Some(9)));
     world.rest();
     let written = world.table.stats().written;
-    for to in [Some(true), None] {
+    for to in [2, 0] {
         world.happen(Event::Resolve(0, to));
         world.write_objects(true);
         assert!(world.table.idle());
         for prefix in [1, 2] {
             let route = world.wanted[&net(prefix)].clone();
             assert_eq!(world.kernel.leads_to(net(prefix)), world.should_lead_to(&route));
+        }
+    }
+    assert_eq!(world.table.stats().written, written);
+}
+
+/// An object whose change the kernel refuses still leads to where its next hop was: no group is to send there.
+#[test]
+fn a_next_hop_that_moves_to_a_link_that_is_down_is_left_out_of_its_groups() {
+    let mut world = World::new(true);
+    for event in [
+        Event::Resolve(3, 0b100),
+        Event::Set(0, Some(7)),
+        Event::Write(1),
+        Event::Link(1, false),
+        Event::Resolve(3, 0b001),
+    ] {
+        world.happen(event);
+    }
+    world.rest();
+    let route = world.wanted[&net(0)].clone();
+    assert_eq!(world.should_lead_to(&route).map(|ways| ways.len()), Some(1));
+    assert_eq!(world.kernel.leads_to(net(0)), world.should_lead_to(&route));
+    world.happen(Event::Link(1, true));
+    world.rest();
+    assert_eq!(world.should_lead_to(&route).map(|ways| ways.len()), Some(2));
+    assert_eq!(world.kernel.leads_to(net(0)), world.should_lead_to(&route));
+}
+
+/// A next hop behind several gateways: routes are written anew when it becomes several, and never for what happens to one of them.
+#[test]
+fn one_gateway_of_several_that_comes_goes_or_moves_costs_no_route() {
+    let mut world = World::new(true);
+    for prefix in 0..3 {
+        world.happen(Event::Set(prefix, Some([1, 5, 9][usize::from(prefix)])));
+    }
+    world.rest();
+    world.happen(Event::Resolve(0, 0b011));
+    world.write_objects(true);
+    let (reached, route) = (world.kernel.leads_to(net(0)), world.wanted[&net(0)].clone());
+    assert_eq!(reached.map(|ways| ways.len()), Some(1), "until the routes have been written it is one");
+    world.rest();
+    assert_eq!(world.kernel.leads_to(net(0)), world.should_lead_to(&route));
+    let written = world.table.stats().written;
+    for which in [0b111, 0b101, 0b100, 0b110, 0, 0b010, 0b001] {
+        world.happen(Event::Resolve(0, which));
+        world.write_objects(true);
+        assert!(world.table.idle(), "{which:b}");
+        for (prefix, route) in world.wanted.clone() {
+            let should = world.should_lead_to(&route);
+            assert!(should.is_none() || world.kernel.leads_to(prefix) == should, "{which:b} {prefix}");
         }
     }
     assert_eq!(world.table.stats().written, written);
