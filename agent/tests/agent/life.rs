@@ -76,6 +76,16 @@ fn sigkill_under_a_change_is_made_good_by_the_next_agent() {
     assert!(node.net.route("10.200.1.5").is_some(), "a host route goes with its attachment, by the plugin");
 }
 
+/// The allocator is told before the program begins, and so by the program itself, in the same process.
+#[test]
+fn memory_that_is_free_goes_back_at_once() {
+    let (node, _tor) = Node::wired();
+    let agent = node.start_with(&[]);
+    node.settled();
+    assert!(agent.environment().iter().any(|v| v == "MIMALLOC_PURGE_DELAY=0"), "{:?}", agent.environment());
+    assert_eq!(agent.stop(Signal::SIGTERM), Some(0));
+}
+
 #[test]
 fn sigint_stops_like_sigterm() {
     let node = Node::alone();

@@ -174,6 +174,12 @@ impl Running {
         self.0.try_wait().unwrap().is_none()
     }
 
+    /// Its environment, `NAME=VALUE` each.
+    pub(crate) fn environment(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/environ", self.0.id())).unwrap();
+        text.split('\0').map(str::to_owned).collect()
+    }
+
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()
     }

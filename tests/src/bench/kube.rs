@@ -208,7 +208,8 @@ fn node(number: u32) -> Value {
                "kubernetes.io/hostname": format!("node-{number}"), "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
                "rack": format!("rack-{}", number / 40)},
                "managedFields": padding("kubelet", 10)},
-           "spec": {"podCIDR": format!("10.{}.{}.0/26", 100 + high, low), "podCIDRs": [format!("10.{}.{}.0/26", 100 + high, low)]},
+           "spec": {"podCIDR": format!("10.{}.{low}.0/26", 100 + high),
+                    "podCIDRs": [format!("10.{}.{low}.0/26", 100 + high), format!("fd00:10:{high:x}:{low:x}::/64")]},
            "status": {"addresses": [{"type": "InternalIP", "address": format!("192.{}.{}.1", 100 + high, low)},
                                     {"type": "Hostname", "address": format!("node-{number}")}],
                       "images": padding("image", 20), "conditions": padding("condition", 4)}})
