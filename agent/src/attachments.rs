@@ -2,7 +2,7 @@
 //!
 //! The directory is the truth, before, during and after the agent's own life: a DEL that came while no agent ran is seen
 //! at the next start. Every look compares all of it with what the engine was told last; a node has some hundred pods, and
-//! reading their entries takes well under a millisecond.
+//! looking at their entries, of which only new ones are read, takes a tenth of a millisecond.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use manx_cni::store::{Attachment, Store};
+use manx_cni::reader::Reader;
+use manx_cni::store::Attachment;
 use manx_policy::model::{Endpoint, EndpointId, PodRef, Update};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -31,7 +32,7 @@ const LOOKS: usize = 64;
 
 /// Tells the policy thread of attachments that come and go.
 pub struct Follower {
-    store: Store,
+    reader: Reader,
     known: Endpoints,
     policy: Option<PolicyHandle>,
     facts: SharedFacts,
@@ -44,7 +45,7 @@ pub struct Follower {
 impl Follower {
     /// A follower; the policy thread has been told of `known`.
     pub fn new(
-        store: Store,
+        reader: Reader,
         known: Endpoints,
         policy: Option<PolicyHandle>,
         facts: SharedFacts,
@@ -52,7 +53,7 @@ impl Follower {
     ) -> Self {
         let (asking, asked) = mpsc::channel(LOOKS);
         let (addresses, _) = watch::channel(held(&known));
-        Follower { store, known, policy, facts, counters, addresses, asking, asked }
+        Follower { reader, known, policy, facts, counters, addresses, asking, asked }
     }
 
     /// The addresses that attached pods hold, now and whenever they change.
@@ -70,7 +71,7 @@ impl Follower {
     /// # Errors
     /// The directory can't be watched.
     pub async fn follow(mut self) -> anyhow::Result<()> {
-        let dir = self.store.watch_dir();
+        let dir = self.reader.store().watch_dir();
         let changed = Arc::new(Notify::new());
         let wake = changed.clone();
         let on_event = move |event: notify::Result<notify::Event>| {
@@ -107,7 +108,7 @@ impl Follower {
 
     /// One look; whether it could be made.
     fn turn(&mut self) -> bool {
-        let now = match read(&self.store) {
+        let now = match read(&mut self.reader) {
             Ok(now) => now,
             // What is known stays; the pods that it speaks of keep their rules.
             Err(e) => {
@@ -147,8 +148,8 @@ pub type Endpoints = BTreeMap<EndpointId, Endpoint>;
 ///
 /// # Errors
 /// The store's.
-pub fn read(store: &Store) -> Result<Endpoints, manx_cni::store::StoreError> {
-    Ok(store.attachments()?.iter().map(endpoint).map(|e| (e.id.clone(), e)).collect())
+pub fn read(reader: &mut Reader) -> Result<Endpoints, manx_cni::store::StoreError> {
+    Ok(reader.read()?.map(endpoint).map(|e| (e.id.clone(), e)).collect())
 }
 
 /// The updates that lead from one set of attachments to another; from none, for a start.

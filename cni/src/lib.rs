@@ -25,6 +25,7 @@ pub mod node;
 pub mod observe;
 pub mod plan;
 pub mod plugin;
+pub mod reader;
 pub mod result;
 pub mod spec;
 pub mod store;

@@ -513,7 +513,7 @@ impl Store {
     }
 
     /// File names in a room, in order.
-    fn names(&self, room: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn names(&self, room: &str) -> Result<Vec<String>, StoreError> {
         let path = self.dir.join(room);
         let mut names = Vec::new();
         for entry in at(&path, fs::read_dir(&path))? {
@@ -623,7 +623,7 @@ fn create_new() -> OpenOptions {
     options
 }
 
-fn read_attachment(path: &Path) -> Option<Attachment> {
+pub(crate) fn read_attachment(path: &Path) -> Option<Attachment> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 

@@ -12,6 +12,7 @@ use std::thread;
 use ipnetwork::IpNetwork;
 use manx_cni::ipam::{COOL_DOWN, Pool};
 use manx_cni::names::Key;
+use manx_cni::reader::Reader;
 use manx_cni::store::{Attachment, Store, StoreError, Wanted};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -200,6 +201,39 @@ fn thousands_of_held_addresses_are_stepped_over() {
     }
     assert_eq!(room.reserve("a", NOW).unwrap(), ["10.0.15.254"]);
     assert!(matches!(room.reserve("b", NOW), Err(StoreError::Exhausted { total: 4094, .. })));
+}
+
+#[test]
+fn a_reader_sees_what_comes_goes_and_comes_back() {
+    let room = Room::new(&["10.0.0.0/24"]);
+    let mut reader = Reader::new(room.store.clone());
+    let seen = |reader: &mut Reader| reader.read().unwrap().cloned().collect::<Vec<_>>();
+    let publish = |attachment: &Attachment| {
+        let mut pending = room.store.begin(&Key::new(&attachment.container_id, "eth0")).unwrap();
+        pending.publish(attachment).unwrap();
+        assert!(pending.finish().unwrap());
+    };
+    assert_eq!(seen(&mut reader), []);
+    publish(&attachment("a"));
+    publish(&attachment("b"));
+    assert_eq!(seen(&mut reader), [attachment("a"), attachment("b")]);
+    // What it has read it does not open again: a file that nobody may replace in place tells.
+    let path = room.store.watch_dir().join("a:eth0");
+    let before = fs::metadata(&path).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace('{', "[")).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(before.modified().unwrap()).unwrap();
+    assert_eq!(seen(&mut reader), [attachment("a"), attachment("b")]);
+    // Under its old name it may hold something else when it comes back, as a container that is started again.
+    room.store.retract(&Key::new("a", "eth0")).unwrap();
+    assert_eq!(seen(&mut reader), [attachment("b")]);
+    let again = Attachment { created: NOW + 1, ..attachment("a") };
+    publish(&again);
+    assert_eq!(seen(&mut reader), [again, attachment("b")]);
+    room.store.retract(&Key::new("a", "eth0")).unwrap();
+    let third = Attachment { created: NOW + 2, ..attachment("a") };
+    publish(&third);
+    assert_eq!(seen(&mut reader), [third, attachment("b")], "without a look in between");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use manx_cni::reader::Reader;
 use manx_cni::store::Store;
 use manx_policy::engine::{Engine, EngineConfig, JumpPosition};
 use tokio::net::UnixListener;
@@ -61,8 +62,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         false => None,
     };
     // Known before the first plan: a restart must not take a running pod for a stranger.
-    let attached = match &store {
-        Some(store) => attachments::read(store).context("cannot read the attachments")?,
+    let mut reader = store.clone().map(Reader::new);
+    let attached = match &mut reader {
+        Some(reader) => attachments::read(reader).context("cannot read the attachments")?,
         None => Endpoints::new(),
     };
     let policy = match options.enabled(Feature::Policy) {
@@ -74,9 +76,8 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         true => Some(Drops::spawn().context("cannot start the thread for dropped packets")?),
         false => None,
     };
-    if let Some(store) = &store {
-        let follower =
-            Follower::new(store.clone(), attached, policy.clone(), facts.clone(), counters.clone());
+    if let (Some(store), Some(reader)) = (&store, reader) {
+        let follower = Follower::new(reader, attached, policy.clone(), facts.clone(), counters.clone());
         let mut addresses = follower.addresses();
         let to = events.clone();
         tokio::spawn(async move {
