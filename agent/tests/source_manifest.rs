@@ -164,12 +164,21 @@ fn kinds_that_do_not_concern_us_are_passed_over_in_silence() {
 }
 
 #[rstest]
+#[case("projectcalico.org/v3", "BGPPeer")]
+#[case("crd.projectcalico.org/v1", "BGPPeer")]
+#[case("projectcalico.org/v3", "BGPConfiguration")]
+#[case("crd.projectcalico.org/v1", "BGPFilter")]
+fn what_calico_says_of_bgp_is_an_object(#[case] api_version: &str, #[case] kind: &str) {
+    let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n");
+    assert_eq!(one(&text).key().name, "x");
+}
+
+#[rstest]
 #[case("manx.dev/v1alpha1", "BGPPear", "not known to this version")]
 #[case("manx.dev/v1", "BGPPeer", "not known to this version")]
 #[case("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "does not enforce")]
 #[case("projectcalico.org/v3", "StagedNetworkPolicy", "does not enforce")]
 #[case("cilium.io/v2", "CiliumNetworkPolicy", "does not enforce")]
-#[case("projectcalico.org/v3", "BGPPeer", "says it as manx.dev/v1alpha1")]
 fn what_would_concern_us_and_is_not_known_is_told(
     #[case] api_version: &str,
     #[case] kind: &str,

@@ -178,6 +178,6 @@ fn kernel_in_a_pod_the_service_account_is_enough_and_is_read_again_as_it_changes
     let _tls = server.serve_tls(listener, &other.server().unwrap(), None).unwrap();
     server.set(pod("after-the-authority", "n1", "web"));
     knows(&agent, "after-the-authority");
-    process.end(Signal::SIGTERM).unwrap();
+    process.signal(Signal::SIGTERM);
     assert!(child.wait().unwrap().success());
 }
