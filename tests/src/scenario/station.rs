@@ -79,8 +79,9 @@ impl Station {
         let mut tags = Vec::new();
         let mut buffer = [0; 256];
         for socket in &self.sctp {
+            let v6 = socket.domain().is_ok_and(|domain| domain == Domain::IPV6);
             while let Ok(length) = (&*socket).read(&mut buffer) {
-                tags.extend(init_tag(&buffer[..length]));
+                tags.extend(init_tag(&buffer[..length], v6));
             }
         }
         tags
@@ -137,12 +138,10 @@ pub fn init(source: u16, destination: u16, tag: u32) -> Vec<u8> {
     packet
 }
 
-/// The tag of an INIT, with or without an IPv4 header before it.
-fn init_tag(packet: &[u8]) -> Option<u32> {
-    let header = match packet.first()? >> 4 {
-        4 if packet.get(9) == Some(&132) => usize::from(packet[0] & 0x0f) * 4,
-        _ => 0,
-    };
+/// The tag of an INIT, which a raw IPv4 socket gives with the header before it and an IPv6 one without. The octets do not
+/// tell which: a port may look like a version.
+fn init_tag(packet: &[u8], v6: bool) -> Option<u32> {
+    let header = if v6 { 0 } else { usize::from(packet.first()? & 0x0f) * 4 };
     let sctp = packet.get(header..)?;
     (sctp.get(12) == Some(&1)).then_some(())?;
     Some(u32::from_be_bytes(sctp.get(16..20)?.try_into().ok()?))
@@ -174,10 +173,13 @@ mod tests {
     #[test]
     fn an_init_is_known_by_its_tag_with_and_without_an_ip_header() {
         let packet = init(0x4001, 80, 77);
-        assert_eq!(init_tag(&packet), Some(77));
+        assert_eq!(init_tag(&packet, true), Some(77));
         let mut with_header = vec![0x45, 0, 0, 52, 0, 0, 0, 0, 64, 132, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
         with_header.extend(&packet);
-        assert_eq!(init_tag(&with_header), Some(77));
-        assert_eq!(init_tag(&packet[..16]), None);
+        assert_eq!(init_tag(&with_header, false), Some(77));
+        assert_eq!(init_tag(&packet[..16], true), None);
+        // Its port begins like IPv4, and where IPv4 has the protocol its checksum says SCTP.
+        let deceptive = (0..).find(|tag| init(0x4567, 80, *tag)[9] == 132).unwrap();
+        assert_eq!(init_tag(&init(0x4567, 80, deceptive), true), Some(deceptive));
     }
 }
