@@ -370,7 +370,7 @@ pub fn memory(prefix: &str, bin_dir: &Path) -> Result<()> {
     };
     wait::until(PATIENCE, in_force)?;
     let took = started.elapsed();
-    // What parsing has needed has been given back by then.
+    // At rest: what parsing has needed has been given back by then, and nothing tells of that.
     std::thread::sleep(Duration::from_secs(5));
     let resident = process.resident_kb().context("the agent runs")?;
     println!(

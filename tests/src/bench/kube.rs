@@ -81,6 +81,7 @@ pub fn run(prefix: &str, bin_dir: &Path) -> Result<()> {
         .map_err(|()| anyhow::anyhow!("the agent writes no conflist"))?;
     kubelet.run_pod(&PodSpec::new("ns-0/web", "node-0", &[("app", "web")]))?;
 
+    // At rest: what the start and the pod have set going is over.
     std::thread::sleep(Duration::from_secs(2));
     let resident = process.resident_kb().context("the agent runs")?;
     let idle = busy(&process, || std::thread::sleep(SPAN))?;
@@ -179,6 +180,7 @@ fn follow(server: &ApiServer, netns: &Netns) -> Result<Vec<Duration>> {
                 }
             }
             latencies.push(started.elapsed());
+            // Each change for itself: those that come close together are applied together.
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(latencies)

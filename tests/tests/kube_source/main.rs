@@ -162,11 +162,16 @@ fn while_the_server_is_away_the_state_stays_and_says_that_it_is_old() {
     assert!(follower.says("onnect"), "{:?}", follower.problems);
     assert_eq!(follower.problems.len(), 1, "one reason, one problem: {:?}", follower.problems);
     assert_eq!(follower.objects, before);
+    comes_back_changed(&mut server, &mut follower);
+}
+
+/// The server has changed while it was away; what is known follows.
+fn comes_back_changed(server: &mut ApiServer, follower: &mut Follower) {
     server.set(pod("x", "n1", "web"));
     server.remove("v1", "Pod", "shop", "db");
     server.come_back(None).unwrap();
     follower.until("fresh", |f| !f.stale());
-    follower.until_equal(&server);
+    follower.until_equal(server);
 }
 
 /// Waits are 300 times shorter than they are, so that twelve seconds hold as many attempts as an hour does.
@@ -190,11 +195,7 @@ fn an_hour_without_the_server_costs_nothing_but_staleness() {
     assert_eq!((&follower.objects, follower.removed), (&before, 0));
     assert!(said <= 5, "said {said} times that nobody is there");
     assert!(descriptors() <= open + 10, "{} descriptors, {open} before", descriptors());
-    server.set(pod("x", "n1", "web"));
-    server.remove("v1", "Pod", "shop", "db");
-    server.come_back(None).unwrap();
-    follower.until("fresh", |f| !f.stale());
-    follower.until_equal(&server);
+    comes_back_changed(&mut server, &mut follower);
 }
 
 #[test]

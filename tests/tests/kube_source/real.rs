@@ -3,11 +3,11 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use hyper::Method;
 use manx_agent::source::Kind;
 use manx_agent::source::kube::{Access, Api, Call};
+use manx_tests::wait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -117,11 +117,11 @@ impl Real {
         ];
         let server = self.spawn("kube-apiserver", &options);
         self.processes.push(server);
-        let start = Instant::now();
-        while self.try_call(Method::GET, "/readyz", None).is_none_or(|(code, _)| code != 200) {
-            assert!(start.elapsed() < 4 * LIMIT, "kube-apiserver is not ready");
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        }
+        let ready = || match self.try_call(Method::GET, "/readyz", None) {
+            Some((200, _)) => Ok(()),
+            other => Err(other),
+        };
+        wait::until(4 * LIMIT, ready).expect("kube-apiserver is ready");
     }
 
     fn restart(&mut self) {
@@ -142,16 +142,13 @@ impl Real {
     }
 
     fn create(&self, path: &str, object: &Value) {
-        let start = Instant::now();
-        loop {
-            let (code, answer) = self.call(Method::POST, path, Some(object));
-            // A kind that was defined just now is not served yet.
-            if code != 404 || start.elapsed() > LIMIT {
-                assert_eq!(code, 201, "{path}: {answer}");
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
+        // A kind that was defined just now is not served yet.
+        let served = || match self.call(Method::POST, path, Some(object)) {
+            (404, answer) => Err(answer),
+            other => Ok(other),
+        };
+        let ((code, answer), _) = wait::until(LIMIT, served).expect("the kind is served");
+        assert_eq!(code, 201, "{path}: {answer}");
     }
 
     fn call(&self, method: Method, path: &str, object: Option<&Value>) -> (u16, Value) {
