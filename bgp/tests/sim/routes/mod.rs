@@ -88,3 +88,14 @@ fn hops(b: &Bench, prefix: &str) -> Vec<String> {
 }
 
 const X: &str = "10.9.0.0/16";
+
+/// The octets of the UPDATE that announces [`X`] as the first ToR does, for changing them or adding to them.
+fn announcement() -> (bytes::BytesMut, manx_bgp::wire::EncodeContext) {
+    let mut out = bytes::BytesMut::new();
+    let ctx = manx_bgp::wire::EncodeContext::modern(PeerType::External);
+    let encoded = manx_bgp::wire::EncodedAttributes::new(&attributes(&[65001]), &ctx);
+    let mut nlri = [Nlri { prefix: p(X), path_id: 0 }].into_iter().peekable();
+    let hop = NextHop::V4("10.0.0.2".parse().unwrap());
+    manx_bgp::wire::reach(&mut out, &ctx, &encoded, hop, Family::Ipv4Unicast, &mut nlri).unwrap();
+    (out, ctx)
+}

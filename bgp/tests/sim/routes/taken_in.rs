@@ -229,12 +229,7 @@ fn trap_14_treat_as_withdraw_still_withdraws_the_old_route() {
     b.announce(one, &[X], &attributes(&[65001]), "10.0.0.2");
     b.messages(third);
     // The same prefix with an ORIGIN of 9.
-    let mut out = bytes::BytesMut::new();
-    let ctx = manx_bgp::wire::EncodeContext::modern(PeerType::External);
-    let encoded = manx_bgp::wire::EncodedAttributes::new(&attributes(&[65001]), &ctx);
-    let mut nlri = [Nlri { prefix: p(X), path_id: 0 }].into_iter().peekable();
-    let hop = NextHop::V4("10.0.0.2".parse().unwrap());
-    manx_bgp::wire::reach(&mut out, &ctx, &encoded, hop, Family::Ipv4Unicast, &mut nlri).unwrap();
+    let (mut out, _) = announcement();
     // Header 19, withdrawn length 2, attribute length 2, then flags, code, length, value of ORIGIN.
     assert_eq!(&out[23..27], [0x40, 1, 1, 0]);
     out[26] = 9;

@@ -40,12 +40,7 @@ fn a_change_that_is_taken_back_before_it_is_sent_is_never_seen() {
     let Two { mut b, one, third, .. } = two();
     b.announce(one, &["10.8.0.0/16"], &attributes(&[65001]), "10.0.0.2");
     b.messages(third);
-    let mut out = bytes::BytesMut::new();
-    let ctx = manx_bgp::wire::EncodeContext::modern(PeerType::External);
-    let encoded = manx_bgp::wire::EncodedAttributes::new(&attributes(&[65001]), &ctx);
-    let mut nlri = [Nlri { prefix: p(X), path_id: 0 }].into_iter().peekable();
-    let hop = NextHop::V4("10.0.0.2".parse().unwrap());
-    manx_bgp::wire::reach(&mut out, &ctx, &encoded, hop, Family::Ipv4Unicast, &mut nlri).unwrap();
+    let (mut out, ctx) = announcement();
     let mut nlri = [Nlri { prefix: p(X), path_id: 0 }].into_iter().peekable();
     manx_bgp::wire::withdraw(&mut out, &ctx, Family::Ipv4Unicast, &mut nlri);
     b.speaker.received(b.now, one, &out);
