@@ -138,10 +138,19 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// Removes what runs have left that were killed.
 fn sweep() -> Result<()> {
+    let gone = |name: &str| {
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    };
     for netns in netns::with_prefix(PREFIX) {
-        let pid = netns.name()[PREFIX.len()..].split('-').next().unwrap_or_default();
-        if !Path::new("/proc").join(pid).exists() {
+        if gone(netns.name()) {
             netns.remove()?;
+        }
+    }
+    for entry in std::fs::read_dir("/run")? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(gone) {
+            std::fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
