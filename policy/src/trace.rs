@@ -171,6 +171,9 @@ pub fn explain(
             Some((*from, *to))
         })
         .ok_or("the two have no address family in common")?;
+    if source.pod.is_some() && source.pod == destination.pod {
+        return Ok(within(source.node, (from, to)));
+    }
     let family = Family::of(from);
     let payload = match question.port {
         Some((protocol, port)) => Payload::opening(protocol, port),
@@ -220,6 +223,23 @@ pub fn explain(
         }
     }
     Ok(Explanation { addresses: (from, to), allowed, steps })
+}
+
+/// A pod speaks to its own address.
+fn within(node: Option<String>, addresses: (IpAddr, IpAddr)) -> Explanation {
+    let step = Step {
+        node,
+        direction: Direction::Egress,
+        tier: None,
+        policy: None,
+        rule: None,
+        result: StepResult::Allow,
+        reason: "what a pod sends to its own addresses does not leave it, and no policy is asked (by way of a Service, policies are)"
+            .into(),
+        computed: false,
+        counter: None,
+    };
+    Explanation { addresses, allowed: true, steps: vec![step] }
 }
 
 /// What is known of one side.

@@ -322,3 +322,20 @@ fn suspects_are_those_whose_rules_or_peers_changed() {
         "every flow of a pod whose policy changed"
     );
 }
+
+#[test]
+fn a_pod_to_its_own_address_is_asked_nothing() {
+    let mut engine = cluster();
+    engine.apply(network_policy("none", "{podSelector: {}, policyTypes: [Ingress, Egress]}"));
+    for (from, to) in [
+        ("default/web", "default/web:80"),
+        ("default/web", "10.0.0.1:80"),
+        ("fd00::3", "[fd00::3]:53/udp"),
+        ("default/db", "default/db"),
+    ] {
+        let explained = ask(&engine, from, to);
+        assert!(explained.allowed, "{from} -> {to}");
+        assert_eq!(explained.steps.len(), 1, "{from} -> {to}: {:?}", short(&explained));
+    }
+    assert!(!ask(&engine, "default/client", "default/web:80").allowed, "others are");
+}
