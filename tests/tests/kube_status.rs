@@ -224,6 +224,47 @@ fn what_others_objects_say_in_vain_is_an_event_on_them_told_once_whoever_holds_t
 }
 
 #[test]
+fn a_policy_that_cannot_be_understood_is_an_event_on_it_and_a_condition_where_its_kind_has_one() {
+    let server = ApiServer::start().unwrap();
+    server.set(node("n1"));
+    server.set(json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "web", "namespace": "shop"}, "spec": {"podSelector": {},
+        "ingress": [{"ports": [{"port": 80, "endPort": 70}]}]}}));
+    server.set(json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "wall", "generation": 3}, "spec": {"tier": "Admin", "priority": 1001,
+        "subject": {"namespaces": {}}, "egress": [{"action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]}]}}));
+    server.set(json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "theirs"}, "spec": {"selector": "role ="}}));
+    let agent = Agent::start(&server, "n1");
+    let reasons = [
+        ("NetworkPolicy shop/web", "shop", "spec.ingress[0].ports[0].endPort: below port"),
+        ("ClusterNetworkPolicy wall", "default", "spec.priority: 1001 is none"),
+        ("Calico GlobalNetworkPolicy theirs", "default", "spec.selector: no value"),
+    ];
+    agent.is_now(|node| {
+        node.misunderstood = reasons.map(|(object, _, reason)| (object.to_owned(), reason.to_owned())).into();
+    });
+    for (object, namespace, reason) in reasons {
+        let event = until(object, || {
+            let mut events = server.all("v1", "Event").into_iter();
+            events.find(|e| e["reason"] == "NotUnderstood" && e["message"] == reason)
+        });
+        let about = &event["involvedObject"];
+        let id = [&about["namespace"], &about["name"]].map(|word| word.as_str().unwrap_or_default());
+        assert!(object.ends_with(id.join("/").trim_start_matches('/')), "{event}");
+        assert!(object.contains(about["kind"].as_str().unwrap()), "{event}");
+        assert_eq!((&event["metadata"]["namespace"], &event["type"]), (&json!(namespace), &json!("Warning")));
+    }
+    let condition = until("its condition", || {
+        let policy =
+            server.get("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "", "wall").unwrap();
+        policy["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "Accepted").cloned()
+    });
+    assert_eq!((&condition["status"], &condition["observedGeneration"]), (&json!("False"), &json!(3)));
+    assert!(condition["message"].as_str().unwrap().contains("spec.priority: 1001 is none"), "{condition}");
+}
+
+#[test]
 fn a_server_that_refuses_is_tried_again() {
     let mut server = ApiServer::start().unwrap();
     server.set(node("n1"));

@@ -1,5 +1,6 @@
 //! The node in short, for those who are told from time to time instead of asking.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,7 +12,7 @@ use super::peers;
 use super::server::{Api, bgp_status};
 use crate::health::Health;
 use crate::status::node_state::NodeNow;
-use crate::view::PeerRow;
+use crate::view::{PeerRow, StatusProblem};
 
 /// How the node stands; `None`: it cannot be told now.
 pub async fn node(api: &Arc<Api>, health: &Health) -> Option<NodeNow> {
@@ -37,6 +38,7 @@ pub async fn node(api: &Arc<Api>, health: &Health) -> Option<NodeNow> {
     let not_done =
         facts.bgp_problems.iter().filter(|p| p.object.as_ref() == Some(&of_node) && facts.asn.is_some());
     now.not_done = not_done.map(|problem| problem.reason.clone()).collect();
+    now.misunderstood = misunderstood(&facts.source_problems);
     Some(now)
 }
 
@@ -60,4 +62,46 @@ fn network_missing(api: &Api, facts: &Facts, peers: &[PeerRow]) -> Option<String
         return Some("no required peer is Established".to_owned());
     }
     None
+}
+
+/// Policies that cannot be understood, each with all that is wrong with it.
+fn misunderstood(problems: &[StatusProblem]) -> BTreeMap<String, String> {
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
+    for problem in problems {
+        let Some(object) = problem.object.as_ref().filter(|object| object.contains("NetworkPolicy ")) else {
+            continue;
+        };
+        let reasons = found.entry(object.clone()).or_default();
+        if !reasons.is_empty() {
+            reasons.push_str("; ");
+        }
+        reasons.push_str(&problem.reason);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_wrong_with_a_policy_is_told_of_it_and_nothing_of_other_objects() {
+        let problem = |object: Option<&str>, reason: &str| StatusProblem {
+            object: object.map(str::to_owned),
+            reason: reason.to_owned(),
+            ..StatusProblem::default()
+        };
+        let problems = [
+            problem(None, "the server is away"),
+            problem(Some("Node n2"), "spec.podCIDRs[0]: not a block"),
+            problem(Some("NetworkPolicy shop/web"), "spec.ingress[0]: one thing"),
+            problem(Some("NetworkPolicy shop/web"), "spec.egress[0]: another"),
+            problem(Some("Calico GlobalNetworkPolicy all"), "spec.selector: a third"),
+        ];
+        let expected = [
+            ("Calico GlobalNetworkPolicy all", "spec.selector: a third"),
+            ("NetworkPolicy shop/web", "spec.ingress[0]: one thing; spec.egress[0]: another"),
+        ];
+        assert_eq!(misunderstood(&problems), expected.map(|(o, r)| (o.to_owned(), r.to_owned())).into());
+    }
 }

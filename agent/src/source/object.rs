@@ -83,6 +83,17 @@ impl Kind {
         }
     }
 
+    /// Whether objects of this kind say who may speak to whom.
+    pub fn is_policy(self) -> bool {
+        matches!(
+            self,
+            Kind::NetworkPolicy
+                | Kind::ClusterNetworkPolicy
+                | Kind::CalicoNetworkPolicy
+                | Kind::CalicoGlobalNetworkPolicy
+        )
+    }
+
     /// Whether objects of this kind live in a namespace.
     pub fn namespaced(self) -> bool {
         match self {

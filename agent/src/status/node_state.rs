@@ -35,6 +35,8 @@ pub struct NodeNow {
     pub declared: BTreeSet<String>,
     /// What of the node's annotations for another network is not done.
     pub not_done: BTreeSet<String>,
+    /// Policies of the cluster that cannot be understood, such as `NetworkPolicy shop/web`, and why.
+    pub misunderstood: BTreeMap<String, String>,
 }
 
 /// A time as Kubernetes writes it.

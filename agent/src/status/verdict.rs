@@ -12,6 +12,7 @@ use super::node_state::condition;
 use crate::crd::status::{ACCEPTED, Condition, NodeStateStatus};
 use crate::source::Kind;
 use crate::source::kube::judge;
+use crate::source::kube::kinds::{WATCHED, Watched, What};
 use crate::view::EpochSeconds;
 
 /// Kinds whose objects get a status, with the group, version and plural name of their resource.
@@ -29,6 +30,22 @@ pub(super) const FOREIGN: &[(Kind, &str)] = &[
     (Kind::CalicoBgpFilter, "bgpfilters"),
     (Kind::CalicoBgpConfiguration, "bgpconfigurations"),
 ];
+
+/// The paths under which a policy may be, by what a problem calls it (`Calico NetworkPolicy shop/web`); none for another
+/// object.
+pub(super) fn paths(object: &str) -> Vec<String> {
+    let Some((kind, id)) = object.rsplit_once(' ') else { return Vec::new() };
+    let known = WATCHED.iter().find(|watched| match watched.what {
+        What::Objects(known) => known.is_policy() && known.as_str() == kind,
+        What::Definitions => false,
+    });
+    let Some(Watched { apis, plural, .. }) = known else { return Vec::new() };
+    let place = match id.split_once('/') {
+        Some((namespace, name)) => format!("namespaces/{namespace}/{plural}/{name}"),
+        None => format!("{plural}/{id}"),
+    };
+    apis.iter().map(|(group, version)| format!("/apis/{group}/{version}/{place}")).collect()
+}
 
 /// How many nodes have a peer, and how many of them an Established session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,9 +112,11 @@ pub(super) fn not_done(kind: Kind, object: &Value) -> Option<String> {
     (!notes.is_empty()).then(|| notes.join("; "))
 }
 
-/// The Event that says so. The same thing has the same name, whoever holds the Lease, so that it is said once.
-pub(super) fn event(object: &Value, message: &str, at: &str) -> Value {
+/// The Event that warns about an object. The same thing has the same name, whoever holds the Lease, so that it is said
+/// once. Events on cluster-scoped objects live in namespace `default`.
+pub(super) fn event(object: &Value, reason: &str, message: &str, at: &str) -> Value {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let namespace = object["metadata"]["namespace"].as_str();
     let uid = &object["metadata"]["uid"];
     let digest = Sha256::digest(format!("{} {uid} {message}", object["kind"]));
     let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -106,9 +125,10 @@ pub(super) fn event(object: &Value, message: &str, at: &str) -> Value {
     let message: String = message.chars().take(1024).collect();
     json!({
         "apiVersion": "v1", "kind": "Event",
-        "metadata": {"name": format!("{start}.{digest}"), "namespace": "default"},
-        "involvedObject": {"apiVersion": object["apiVersion"], "kind": object["kind"], "name": name, "uid": uid},
-        "reason": "NotSupported", "message": message, "type": "Warning", "count": 1,
+        "metadata": {"name": format!("{start}.{digest}"), "namespace": namespace.unwrap_or("default")},
+        "involvedObject": {"apiVersion": object["apiVersion"], "kind": object["kind"], "namespace": namespace,
+                           "name": name, "uid": uid},
+        "reason": reason, "message": message, "type": "Warning", "count": 1,
         "firstTimestamp": at, "lastTimestamp": at,
         "source": {"component": "manx-agent"}, "reportingComponent": "manx.dev/agent",
     })
@@ -165,10 +185,26 @@ mod tests {
         let more = theirs(json!({"peerIP": "192.0.2.1", "asNumber": 65001, "maxRestartTime": "1s"}));
         let message = not_done(Kind::CalicoBgpPeer, &more).unwrap();
         assert_eq!(message, "spec.maxRestartTime: has no equal here and is left out");
-        let event = super::event(&more, &message, "2026-01-01T00:00:00Z");
-        assert_eq!(event["involvedObject"]["apiVersion"], "crd.projectcalico.org/v1");
-        assert_eq!(event["metadata"]["name"], super::event(&more, &message, "later")["metadata"]["name"]);
-        assert_ne!(event["metadata"]["name"], super::event(&more, "another", "")["metadata"]["name"]);
+        let event = |message: &str, at: &str| super::event(&more, "NotSupported", message, at);
+        let first = event(&message, "2026-01-01T00:00:00Z");
+        assert_eq!(first["involvedObject"]["apiVersion"], "crd.projectcalico.org/v1");
+        assert_eq!(first["metadata"]["namespace"], "default");
+        assert_eq!(first["metadata"]["name"], event(&message, "later")["metadata"]["name"]);
+        assert_ne!(first["metadata"]["name"], event("another", "")["metadata"]["name"]);
+    }
+
+    #[test]
+    fn a_policy_is_found_by_what_a_problem_calls_it() {
+        assert_eq!(
+            paths("NetworkPolicy shop/web"),
+            ["/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/web"]
+        );
+        assert_eq!(
+            paths("Calico GlobalNetworkPolicy all"),
+            ["crd.projectcalico.org/v1", "projectcalico.org/v3"]
+                .map(|api| format!("/apis/{api}/globalnetworkpolicies/all"))
+        );
+        assert_eq!(paths("Node n1"), Vec::<String>::new());
     }
 
     #[test]

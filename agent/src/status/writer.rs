@@ -1,6 +1,6 @@
 //! The shell: looks at the agent every few seconds, asks the pure rooms what to write, writes it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const JSON: &str = "application/json";
 /// Objects in a page of the leader's reading.
 const PAGE: u32 = 200;
-/// Events on cluster-scoped objects live in namespace default.
+/// Where Events on cluster-scoped objects live.
 const EVENTS: &str = "/api/v1/namespaces/default/events";
 /// An Event lives for an hour, unless the API server was told otherwise: what is still true is said again before.
 const SAY_AGAIN: Duration = Duration::from_secs(50 * 60);
@@ -70,9 +70,17 @@ where
     F: Future<Output = Option<NodeNow>>,
 {
     let (held, holds) = watch::channel(None);
-    let leader = Leader { api: api.clone(), told: HashMap::new(), holds, timing: settings.timing };
+    let (seen, sees) = watch::channel(BTreeMap::new());
+    let leader = Leader {
+        api: api.clone(),
+        told: HashMap::new(),
+        holds,
+        misunderstood: sees,
+        told_of_policies: HashMap::new(),
+        timing: settings.timing,
+    };
     let candidate = Candidate { api: api.clone(), settings: settings.clone(), held };
-    let node = Node::new(api, settings);
+    let node = Node::new(api, settings, seen);
     tokio::join!(node.run(view), candidate.run(), leader.run());
 }
 
@@ -105,6 +113,8 @@ struct Node {
     /// The condition was written, and is not taken back: what is there stays when a peer goes.
     network: bool,
     network_tried: Option<Instant>,
+    /// What the Lease's holder tells of policies.
+    misunderstood: watch::Sender<BTreeMap<String, String>>,
     failing: Failing,
 }
 
@@ -116,7 +126,11 @@ struct Failing {
 }
 
 impl Node {
-    fn new(api: Arc<Api>, settings: Settings) -> Self {
+    fn new(
+        api: Arc<Api>,
+        settings: Settings,
+        misunderstood: watch::Sender<BTreeMap<String, String>>,
+    ) -> Self {
         let prefix = format!("{}.{:x}", settings.node, epoch_now());
         Node {
             api,
@@ -127,6 +141,7 @@ impl Node {
             tried: None,
             network: false,
             network_tried: None,
+            misunderstood,
             failing: Failing::default(),
         }
     }
@@ -140,6 +155,11 @@ impl Node {
             self.condition(&now).await;
             self.state(&now).await;
             self.events(&now).await;
+            self.misunderstood.send_if_modified(|told| {
+                let news = *told != now.misunderstood;
+                told.clone_from(&now.misunderstood);
+                news
+            });
             self.before = Some(now);
         }
     }
@@ -372,6 +392,10 @@ struct Leader {
     /// Events that were written, by name, and when.
     told: HashMap<String, Instant>,
     holds: watch::Receiver<Option<Instant>>,
+    /// Policies that cannot be understood, and why: every agent sees those of the whole cluster.
+    misunderstood: watch::Receiver<BTreeMap<String, String>>,
+    /// The same, as they were told, and when.
+    told_of_policies: HashMap<(String, String), Instant>,
     timing: Timing,
 }
 
@@ -408,6 +432,7 @@ impl Leader {
         })
         .await?;
         self.tell_of_foreign().await?;
+        self.tell_of_policies().await?;
         let mut left = ROUND;
         for (kind, api_version, plural) in JUDGED {
             let mut patches = Vec::new();
@@ -457,23 +482,54 @@ impl Leader {
         }
         let at = rfc3339(epoch_now());
         for (object, message) in events {
-            let event = verdict::event(&object, &message, &at);
+            let event = verdict::event(&object, "NotSupported", &message, &at);
             let name = event["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             if self.told.contains_key(&name) || self.told.len() >= ROUND || !self.holds() {
                 continue;
             }
-            let call = Call { content_type: JSON, value: &event };
-            let (code, answer) = self.api.call(Method::POST, EVENTS, Some(call)).await?;
-            // There already: the Lease's last holder has told it.
-            if !matches!(code, 200..=299 | 409) {
-                return Err(format!(
-                    "Event {name}: {code}: {}",
-                    answer["message"].as_str().unwrap_or_default()
-                ));
-            }
+            self.warn(&event).await?;
             self.told.insert(name, Instant::now());
         }
         Ok(())
+    }
+
+    /// Says by Events on them which policies cannot be understood. They are read one by one, for there are few.
+    async fn tell_of_policies(&mut self) -> Result<(), String> {
+        self.told_of_policies.retain(|_, at| at.elapsed() < SAY_AGAIN);
+        let misunderstood = self.misunderstood.borrow_and_update().clone();
+        let at = rfc3339(epoch_now());
+        for policy in misunderstood {
+            if self.told_of_policies.contains_key(&policy)
+                || self.told_of_policies.len() >= ROUND
+                || !self.holds()
+            {
+                continue;
+            }
+            for path in verdict::paths(&policy.0) {
+                let (code, object) = self.api.call(Method::GET, &path, None).await?;
+                // Gone meanwhile, or known under the other name of its group.
+                if code == 200 {
+                    self.warn(&verdict::event(&object, "NotUnderstood", &policy.1, &at)).await?;
+                    break;
+                }
+            }
+            self.told_of_policies.insert(policy, Instant::now());
+        }
+        Ok(())
+    }
+
+    async fn warn(&self, event: &Value) -> Result<(), String> {
+        let [name, namespace] =
+            ["name", "namespace"].map(|field| event["metadata"][field].as_str().unwrap_or_default());
+        let path = format!("/api/v1/namespaces/{namespace}/events");
+        let call = Call { content_type: JSON, value: event };
+        match self.api.call(Method::POST, &path, Some(call)).await? {
+            // There already: the Lease's last holder has told it.
+            (200..=299 | 409, _) => Ok(()),
+            (code, answer) => {
+                Err(format!("Event {name}: {code}: {}", answer["message"].as_str().unwrap_or_default()))
+            }
+        }
     }
 
     /// Reads all objects of a resource, page by page; whether it is installed.

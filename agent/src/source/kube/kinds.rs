@@ -69,12 +69,10 @@ pub struct Written {
 /// Where a resource is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Cluster-scoped objects: a ClusterRole.
+    /// Cluster-scoped objects, and Events, which live where the object is that they tell of: a ClusterRole.
     Cluster,
     /// A Role in the agent's namespace.
     OwnNamespace,
-    /// A Role in namespace `default`, where Events on cluster-scoped objects live.
-    Default,
 }
 
 /// RBAC verbs that a [`Watched`] resource needs.
@@ -170,8 +168,8 @@ pub const WRITTEN: &[Written] = &[
         group: "",
         resource: "events",
         verbs: &["create", "patch"],
-        place: Place::Default,
-        why: "Events on this node and its peers, and on what of another network's objects is not done",
+        place: Place::Cluster,
+        why: "Events on this node and its peers, on what of another network's objects is not done, and on policies, each in its namespace",
     },
 ];
 
@@ -217,7 +215,8 @@ mod tests {
     fn nothing_is_written_but_status_and_what_is_ours() {
         for written in WRITTEN {
             let own = written.group == config::GROUP || written.place != Place::Cluster;
-            assert!(own || written.resource.ends_with("/status"), "{written:?}");
+            let tells = written.resource == "events";
+            assert!(own || tells || written.resource.ends_with("/status"), "{written:?}");
             assert!(!written.verbs.contains(&"delete"), "{written:?}");
         }
     }
