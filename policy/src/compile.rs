@@ -139,10 +139,12 @@ type Placed = (Table, Chain);
 impl Layout {
     /// Our jumps in the built-in chains.
     pub fn hooks(&self) -> Vec<Hook> {
+        // A jump that was put first is another rule than one that was put last, so that it moves when it is to be the other.
+        let place = if self.guard { "" } else { ", after the host's own rules" };
         let hook = |table, chain, matches: Vec<Match>, to: &str, comment: &str| Hook {
             table,
             chain,
-            rule: rule(matches, Verdict::Jump(to.into()), comment),
+            rule: rule(matches, Verdict::Jump(to.into()), &format!("{comment}{place}")),
         };
         let mut hooks = vec![
             hook(Table::Filter, "FORWARD", vec![], chain::FORWARD, "pod traffic"),

@@ -52,3 +52,19 @@ fn appended_jumps_leave_the_first_word_to_the_host_and_stay_where_they_are() {
     assert_eq!(filter.heard(), Vec::<String>::new(), "a rule that came behind ours moves nothing");
     assert_eq!(places(&node), [false, true, false, false, true]);
 }
+
+#[test]
+fn jumps_move_when_their_place_is_to_be_another() {
+    let node = with_rules_of_the_host();
+    for (option, expected) in [
+        ("insert", [true, false, true, false]),
+        ("append", [false, true, false, true]),
+        ("insert", [true, false, true, false]),
+    ] {
+        let agent = node.start_with(&["--iptables-jumps", option]);
+        node.settled();
+        assert_eq!(places(&node), expected, "{option}: {:?}", forward(&node));
+        assert_eq!(node.net.rules().contains("-j MANX-GUARD"), option == "insert");
+        agent.stop(Signal::SIGTERM);
+    }
+}
