@@ -217,6 +217,7 @@ pub fn spawn(
         look_at: Instant::now(),
         mend_at: None,
         count_at: Instant::now(),
+        sweep_at: Some(Instant::now()),
         mended_at: Instant::now(),
         left_since: None,
         pod_at: Instant::now(),
@@ -250,6 +251,8 @@ struct Worker {
     mend_at: Option<Instant>,
     /// The members of sets are counted then.
     count_at: Instant,
+    /// The tables of the other back end are swept then; `None`: they have been.
+    sweep_at: Option<Instant>,
     /// When they were last read for that reason.
     mended_at: Instant,
     /// Since when something has been left behind.
@@ -351,6 +354,7 @@ impl Worker {
                 self.shown.error = None;
                 self.shown.closed = true;
                 self.shown.pending = false;
+                self.sweep_other_backend(now);
             }
             Err(reason) => {
                 if self.shown.error.as_ref() != Some(&reason) {
@@ -364,6 +368,30 @@ impl Worker {
         }
         if before != self.shown {
             (self.notify)(&self.shown);
+        }
+    }
+
+    /// Does away with what is ours in the tables of the other back end, once pods are closed in those of this one or better
+    /// off. What fails is tried again: what is there can only deny more than it should.
+    fn sweep_other_backend(&mut self, now: Instant) {
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let backend = self.kernel.backend().other();
+        match self.kernel.sweep_other_backend() {
+            Ok(swept) => {
+                self.sweep_at = None;
+                if !swept.is_empty() {
+                    tracing::info!(
+                        swept = swept.join(", "),
+                        "swept what was left in the tables of iptables-{backend}"
+                    );
+                }
+            }
+            Err(reason) => {
+                self.sweep_at = Some(now + AUDIT);
+                tracing::warn!(%reason, "rules of ours in the tables of iptables-{backend} cannot be swept, trying again");
+            }
         }
     }
 

@@ -26,9 +26,9 @@ use crate::ir::{Member, SetKind, Table};
 use crate::members::{Flips, Members};
 use crate::model::Family;
 use crate::names::{set_name, set_prefix};
-use crate::plan::{Observed, ObservedSet, Step};
+use crate::plan::{ObservedSet, Step};
 use crate::render::restore::Script;
-use crate::render::save::{Saved, SavedHook, parse};
+use crate::render::save::{Saved, SavedHook};
 use crate::render::{Line, Reference, references, same};
 
 /// `maxelem` of our sets: a limit, not a reservation.
@@ -363,28 +363,6 @@ impl Kernel {
         self.hooks.clear();
         self.hooked = true;
     }
-}
-
-/// Removes all that bears our names and nothing else: jumps, chains, then sets. For leaving a node, and for what an earlier
-/// start left in the tables of the other back end.
-pub fn sweep(observed: &Observed) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (family, text) in &observed.rules {
-        let saved = parse(text);
-        let mut script = Script::default();
-        for hook in &saved.hooks {
-            script.remove_hook(hook.table, &hook.chain, &hook.line.spec);
-        }
-        for (table, name) in saved.chains.keys() {
-            script.remove_chain(*table, name);
-        }
-        steps.extend(script.text().map(|text| Step::Restore { family: *family, text }));
-    }
-    for set in observed.sets.iter().flatten() {
-        let family = Family::ALL.into_iter().find(|family| set.name.starts_with(set_prefix(*family)));
-        steps.extend(family.map(|family| Step::DestroySet { family, name: set.name.clone() }));
-    }
-    steps
 }
 
 struct Change {

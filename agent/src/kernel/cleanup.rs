@@ -50,7 +50,7 @@ pub fn remove() -> Vec<Removal> {
     let mut done = Vec::new();
     for backend in Backend::BOTH {
         for family in Family::BOTH {
-            done.extend(remove_rules(backend, family));
+            done.extend(remove_rules(backend, family, |_| true));
         }
     }
     done.extend(remove_sets());
@@ -67,7 +67,9 @@ pub fn remove() -> Vec<Removal> {
     done
 }
 
-fn remove_rules(backend: Backend, family: Family) -> Option<Removal> {
+/// Removes our rules and chains from one back end's tables, those that are `wanted` by name. `None`: nothing of ours is
+/// there.
+pub fn remove_rules(backend: Backend, family: Family, wanted: impl Fn(&str) -> bool) -> Option<Removal> {
     // Asking iptables-legacy would load its modules; where none of its tables is there, nothing of ours is.
     if backend == Backend::Legacy && iptables::legacy_tables(family).is_none_or(|tables| tables.is_empty()) {
         return None;
@@ -78,14 +80,14 @@ fn remove_rules(backend: Backend, family: Family) -> Option<Removal> {
         Err(IptablesError::Missing(_)) => return None,
         Err(e) => return Some(Err(e.to_string())),
     };
-    let text = removal(&save)?;
+    let text = removal(&save, wanted)?;
     let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
     let what = format!("{} {family} chains and {} jumps ({backend})", count("-X "), count("-D "));
     Some(iptables::restore(backend, family, &text).map(|()| what).map_err(|e| e.to_string()))
 }
 
-/// What takes our rules and chains out of the tables of `save`; `None`: there are none.
-fn removal(save: &str) -> Option<String> {
+/// What takes our rules and chains out of the `wanted` tables of `save`; `None`: there are none.
+fn removal(save: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
     let mut out = String::new();
     for table in save.split_inclusive("COMMIT\n") {
         let name = table.lines().find_map(|line| line.strip_prefix('*')).unwrap_or_default();
@@ -100,7 +102,7 @@ fn removal(save: &str) -> Option<String> {
             .filter_map(|line| line.strip_prefix("-A "))
             .filter(|rule| !rule.starts_with(CHAIN_PREFIX) && is_ours(rule))
             .collect();
-        if chains.is_empty() && rules.is_empty() {
+        if !wanted(name) || (chains.is_empty() && rules.is_empty()) {
             continue;
         }
         out.push_str(&format!("*{name}\n"));
@@ -243,8 +245,10 @@ COMMIT
 -X MANX-FORWARD
 COMMIT
 ";
-        assert_eq!(removal(save).unwrap(), expected);
-        assert_eq!(removal("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j KUBE-FORWARD\nCOMMIT\n"), None);
+        assert_eq!(removal(save, |_| true).unwrap(), expected);
+        assert_eq!(removal(save, |table| table != "filter"), None);
+        let foreign = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j KUBE-FORWARD\nCOMMIT\n";
+        assert_eq!(removal(foreign, |_| true), None);
     }
 
     #[test]

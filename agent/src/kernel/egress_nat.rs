@@ -19,10 +19,13 @@ use manx_bgp::types::Prefix;
 use manx_policy::ir::{Member, SetKind};
 
 use super::Family;
+use super::cleanup;
 use super::ipset::{IpsetError, Ipsets};
 use super::iptables::{self, Backend, IptablesError};
 use crate::desired::EgressIntent;
 
+/// The table that our chain is in.
+const TABLE: &str = "nat";
 /// How the two sets of either family begin.
 const SETS: [&str; 2] = ["manx4-nat-", "manx6-nat-"];
 /// The chain, in both families.
@@ -35,6 +38,11 @@ pub fn is_ours(set: &str) -> bool {
     SETS.iter().any(|prefix| set.starts_with(prefix))
 }
 
+/// Does a table hold this room's rules and no others of ours?
+pub fn is_table(table: &str) -> bool {
+    table == TABLE
+}
+
 /// The kernel could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EgressNatError {
@@ -44,6 +52,9 @@ pub enum EgressNatError {
     /// Sets.
     #[error(transparent)]
     Ipset(#[from] IpsetError),
+    /// What the other back end holds of ours stays there.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// The translation of the network namespace of the thread that opened it.
@@ -51,6 +62,8 @@ pub enum EgressNatError {
 pub struct EgressNat {
     backend: Backend,
     sets: Ipsets,
+    /// By family: nothing of ours is in the tables of the other back end any more.
+    alone: [bool; 2],
 }
 
 impl EgressNat {
@@ -59,7 +72,7 @@ impl EgressNat {
     /// # Errors
     /// No privilege, or the kernel lacks sets.
     pub fn open(backend: Backend) -> Result<Self, EgressNatError> {
-        Ok(EgressNat { backend, sets: Ipsets::open()? })
+        Ok(EgressNat { backend, sets: Ipsets::open()?, alone: [false; 2] })
     }
 
     /// Brings the kernel to the intent, `None`: no translation. Returns whether anything had to be changed.
@@ -101,12 +114,24 @@ impl EgressNat {
             self.sets.add(name, &new)?;
             self.sets.delete(name, &old)?;
         }
-        let found = Found::read(&iptables::save_table(self.backend, family, "nat")?);
+        let found = Found::read(&iptables::save_table(self.backend, family, TABLE)?);
         if let Some(text) = found.towards(&rules(&names), &hook(&names)) {
             iptables::restore(self.backend, family, &text)?;
             changed = true;
         }
-        Ok(changed)
+        Ok(changed | self.sweep_other_backend(family)?)
+    }
+
+    /// Takes what an agent that worked in the tables of the other back end has left there. Returns whether there was
+    /// anything.
+    fn sweep_other_backend(&mut self, family: Family) -> Result<bool, EgressNatError> {
+        if self.alone[index(family)] {
+            return Ok(false);
+        }
+        let removed = cleanup::remove_rules(self.backend.other(), family, is_table);
+        let removed = removed.transpose().map_err(EgressNatError::Other)?;
+        self.alone[index(family)] = true;
+        Ok(removed.is_some())
     }
 
     fn remove(&mut self, family: Family) -> Result<bool, EgressNatError> {
@@ -115,10 +140,11 @@ impl EgressNat {
         if held.is_empty() {
             return Ok(false);
         }
-        let found = Found::read(&iptables::save_table(self.backend, family, "nat")?);
+        let found = Found::read(&iptables::save_table(self.backend, family, TABLE)?);
         if let Some(text) = found.away() {
             iptables::restore(self.backend, family, &text)?;
         }
+        self.sweep_other_backend(family)?;
         for set in held {
             self.sets.destroy(&set.name)?;
         }

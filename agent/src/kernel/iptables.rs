@@ -56,6 +56,14 @@ impl Backend {
         Ok(if legacy > nft { Backend::Legacy } else { Backend::Nft })
     }
 
+    /// The one that is not this.
+    pub fn other(self) -> Self {
+        match self {
+            Backend::Nft => Backend::Legacy,
+            Backend::Legacy => Backend::Nft,
+        }
+    }
+
     fn program(self, family: Family, verb: &str) -> String {
         let tool = match family {
             Family::Ipv4 => "iptables",

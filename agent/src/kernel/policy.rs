@@ -9,6 +9,7 @@ use manx_policy::plan::{Observed, Outcome, Plan, Step, StepResult, Wants};
 use manx_policy::render;
 
 use super::Family;
+use super::cleanup;
 use super::egress_nat;
 use super::ipset::{IpsetError, Ipsets};
 use super::iptables::{self, Backend, IptablesError, Restorer};
@@ -38,15 +39,11 @@ pub enum PolicyKernelError {
 }
 
 impl PolicyKernel {
-    /// Chooses the back end, if none is given, once and for all, and checks that both tools work.
+    /// Works in the tables of `backend`, and checks that both tools do.
     ///
     /// # Errors
     /// A tool, a kernel module or a privilege is missing.
-    pub fn open(backend: Option<Backend>) -> Result<Self, PolicyKernelError> {
-        let backend = match backend {
-            Some(backend) => backend,
-            None => Backend::detect()?,
-        };
+    pub fn open(backend: Backend) -> Result<Self, PolicyKernelError> {
         let mut kernel = PolicyKernel { backend, restorer: Restorer::new(backend), sets: Ipsets::open()? };
         kernel.observe(Wants { ipv4_rules: true, ipv6_rules: true, sets: true })?;
         Ok(kernel)
@@ -55,6 +52,18 @@ impl PolicyKernel {
     /// The back end in use.
     pub fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// Takes what an agent that worked in the tables of the other back end has left there, but for egress NAT: the kernel
+    /// goes through both, and those would judge by what held then. What went is told in words.
+    ///
+    /// # Errors
+    /// The first that could not be done, in words.
+    pub fn sweep_other_backend(&self) -> Result<Vec<String>, String> {
+        let sweep = |family| {
+            cleanup::remove_rules(self.backend.other(), family, |table| !egress_nat::is_table(table))
+        };
+        Family::BOTH.into_iter().filter_map(sweep).collect()
     }
 
     /// Reads what the engine wants to see.

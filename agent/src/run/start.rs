@@ -27,7 +27,7 @@ use crate::drained::OrderFile;
 use crate::drops::Drops;
 use crate::health::Health;
 use crate::kernel::fib::{Fib, FibConfig, FibHandle};
-use crate::kernel::iptables::Backend;
+use crate::kernel::iptables::{Backend, IptablesError};
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
 use crate::kernel::sysctl;
@@ -67,9 +67,14 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         Some(reader) => attachments::read(reader).context("cannot read the attachments")?,
         None => Endpoints::new(),
     };
-    let policy = match options.enabled(Feature::Policy) {
-        true => Some(start_policy(&options, &attached, &health, &events)?),
+    // Found out before anything of ours is written, and once for all that write.
+    let backend = match options.enabled(Feature::Cni) || options.enabled(Feature::Policy) {
+        true => Some(backend(options.iptables_backend).context("the packet filter cannot be written")?),
         false => None,
+    };
+    let policy = match backend.filter(|_| options.enabled(Feature::Policy)) {
+        Some(backend) => Some(start_policy(&options, backend, &attached, &health, &events)?),
+        None => None,
     };
     let counters = CniCounters::default();
     let drops = match policy.is_some() && !options.no_drop_log {
@@ -118,18 +123,11 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         node_name: options.node_name.clone(),
         interface_prefix: options.pod_interface_prefix.clone(),
     });
-    let egress = match options.enabled(Feature::Cni) {
-        true => {
-            let backend = match backend(&options) {
-                Some(backend) => backend,
-                None => Backend::detect().context("egress NAT cannot be kept")?,
-            };
-            Some(
-                egress_nat::spawn(backend, facts.clone())
-                    .context("cannot start the thread for egress NAT")?,
-            )
-        }
-        false => None,
+    let egress = match backend.filter(|_| options.enabled(Feature::Cni)) {
+        Some(backend) => Some(
+            egress_nat::spawn(backend, facts.clone()).context("cannot start the thread for egress NAT")?,
+        ),
+        None => None,
     };
     let api = Arc::new(Api {
         node: options.node_name.clone(),
@@ -248,6 +246,7 @@ pub(super) fn enable_forwarding() {
 
 fn start_policy(
     options: &Options,
+    backend: Backend,
     attached: &Endpoints,
     health: &Health,
     events: &mpsc::Sender<Event>,
@@ -265,7 +264,7 @@ fn start_policy(
         ..EngineConfig::new(&options.node_name)
     })?;
     attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));
-    let kernel = PolicyKernel::open(backend(options)).context("policy cannot be enforced")?;
+    let kernel = PolicyKernel::open(backend).context("policy cannot be enforced")?;
     let events = events.clone();
     let notify = move |kernel: &policy_worker::Kernel| {
         // The loop may be gone at the very end; nobody needs the news then.
@@ -274,12 +273,11 @@ fn start_policy(
     policy_worker::spawn(engine, kernel, health.clone(), notify).context("cannot start the policy thread")
 }
 
-/// `None`: to be found out.
-fn backend(options: &Options) -> Option<Backend> {
-    match options.iptables_backend {
-        options::Backend::Auto => None,
-        options::Backend::Nft => Some(Backend::Nft),
-        options::Backend::Legacy => Some(Backend::Legacy),
+fn backend(option: options::Backend) -> Result<Backend, IptablesError> {
+    match option {
+        options::Backend::Auto => Backend::detect(),
+        options::Backend::Nft => Ok(Backend::Nft),
+        options::Backend::Legacy => Ok(Backend::Legacy),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One module for each side of the agent, and `world`, which they all stand on.
 
+mod back_ends;
 mod bgp;
 mod bundle;
 mod cleanup;

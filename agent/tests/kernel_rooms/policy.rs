@@ -34,7 +34,7 @@ const EVERYTHING: Wants = Wants { ipv4_rules: true, ipv6_rules: true, sets: true
 #[test]
 fn sets_come_before_their_rules_and_go_after_them() {
     in_namespace(|| {
-        let mut kernel = PolicyKernel::open(Some(Backend::Nft)).unwrap();
+        let mut kernel = PolicyKernel::open(Backend::Nft).unwrap();
         let outcome = kernel.execute(&plan(vec![
             create(Family::Ipv4, "manx4-p"),
             add(Family::Ipv4, "manx4-p", "192.0.2.1"),
@@ -73,7 +73,7 @@ fn sets_come_before_their_rules_and_go_after_them() {
 fn after_a_failure_the_rest_of_that_family_waits_and_the_other_family_proceeds() {
     in_namespace(|| {
         for backend in Backend::BOTH {
-            let mut kernel = PolicyKernel::open(Some(backend)).unwrap();
+            let mut kernel = PolicyKernel::open(backend).unwrap();
             let outcome = kernel.execute(&plan(vec![
                 create(Family::Ipv4, "manx4-p"),
                 restore(Family::Ipv4, "manx4-none"),

@@ -6,9 +6,8 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use manx_policy::engine::InForce;
-use manx_policy::kernel::sweep;
 use manx_policy::model::{Family, Protocol, Update};
-use manx_policy::plan::{Outcome, Plan, Step, StepResult};
+use manx_policy::plan::{Outcome, Step};
 use proptest::collection::vec;
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
@@ -358,35 +357,5 @@ fn a_deleted_pod_leaves_nothing_behind() {
             assert_eq!(sets, "");
             assert!(!tables.contains("10.0.0."), "{tables}");
         }
-    }
-}
-
-#[test]
-fn a_sweep_removes_all_that_is_ours_and_nothing_else() {
-    for (backend, tool) in [(Backend::Nft, "nft"), (Backend::Legacy, "legacy")] {
-        let node = Netns::new("node");
-        let tools = ["iptables", "ip6tables"].map(|version| format!("{version}-{tool}"));
-        for version in &tools {
-            run(&mut node.command(version, &["-N", "KEEP"]), None);
-            run(&mut node.command(version, &["-A", "FORWARD", "-j", "KEEP"]), None);
-        }
-        run(&mut node.command("ipset", &["create", "keep", "hash:ip"]), None);
-        let mut engine = engine();
-        engine.set_in_sync(true);
-        let mut runner = TestRunner::deterministic();
-        vec(update(), 60).new_tree(&mut runner).unwrap().current().into_iter().for_each(|u| engine.apply(u));
-        converge(&mut engine, &node, backend);
-        assert!(observe(&node, backend).sets.unwrap().len() > 1);
-
-        let steps = sweep(&observe(&node, backend));
-        let plan = Plan { steps, ..Plan::default() };
-        assert!(execute(&plan, &node, backend).iter().all(|result| *result == StepResult::Done));
-        for version in &tools {
-            let left = run(&mut node.command(&format!("{version}-save"), &[]), None);
-            let left: Vec<&str> =
-                left.lines().filter(|l| l.starts_with("-A") || l.contains("MANX")).collect();
-            assert_eq!(left, ["-A FORWARD -j KEEP"]);
-        }
-        assert_eq!(run(&mut node.command("ipset", &["list", "-n"]), None).trim(), "keep");
     }
 }

@@ -129,7 +129,7 @@ struct Desk {
 
 impl Desk {
     fn open(backend: Backend) -> Result<Self> {
-        Ok(Desk { engine: Engine::new(EngineConfig::new(NODE))?, kernel: PolicyKernel::open(Some(backend))? })
+        Ok(Desk { engine: Engine::new(EngineConfig::new(NODE))?, kernel: PolicyKernel::open(backend)? })
     }
 
     fn cold_start(&mut self, size: Size) -> Result<Sent> {

@@ -96,7 +96,7 @@ impl Stage {
         let ground = Ground::new(prefix, pods)?;
         let policy = ground.node.enter(|| -> Result<PolicyHandle> {
             let engine = Engine::new(EngineConfig::new(NODE))?;
-            let kernel = PolicyKernel::open(Some(backend))?;
+            let kernel = PolicyKernel::open(backend)?;
             Ok(policy_worker::spawn(engine, kernel, Health::default(), |_| {})?)
         })??;
         Ok(Stage { ground, policy })
