@@ -30,6 +30,8 @@ use crate::wait;
 const SIZE: Size = Size { pods: 10_000, policies: 1_000 };
 const MEMBERSHIPS: usize = 1_000;
 const POLICIES: usize = 200;
+/// Between two changes of policies, which people make and not machines.
+const PAUSE: Duration = Duration::from_millis(50);
 const PACKETS: u32 = 100_000;
 /// Pods of the node that are namespaces: among them is a pair that may speak, whatever the policies.
 const SPEAKERS: usize = 6;
@@ -74,13 +76,22 @@ fn changes(backend: Backend) -> Result<()> {
     }
     print(&format!("{backend}: a pod's label"), &mut times, sent);
 
+    // Who adds rules waits for the end of those that were deleted within the last 15 ms or so: without a pause each change waits
+    // for the one before.
+    policies(&mut desk, &format!("{backend}: a policy's port"), PAUSE)?;
+    policies(&mut desk, &format!("{backend}: the same without a pause"), Duration::ZERO)
+}
+
+/// Changes of policies that govern a pod of this node, with our hands and with the bare program by turns.
+fn policies(desk: &mut Desk, name: &str, pause: Duration) -> Result<()> {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     let mut sent = Sent::default();
-    let mut turn = 0;
     while bare.len() < POLICIES / 2 {
-        turn += 1;
-        // Those that govern a pod of this node, by turns: a port that nobody had, and back.
+        desk.turn += 1;
+        let turn = desk.turn;
+        // A port that nobody had.
         let update = with_port(crowd::policy(turn % LOCAL.min(crowd::NAMESPACES), 0), 10_000 + turn as u16);
+        std::thread::sleep(pause);
         let started = Instant::now();
         let plan = desk.change(update);
         let only_rules = plan.steps.iter().all(|step| step.set().is_none());
@@ -101,10 +112,10 @@ fn changes(backend: Backend) -> Result<()> {
     let n = ours.len().min(bare.len());
     ours.truncate(n);
     bare.truncate(n);
-    print(&format!("{backend}: a policy's port"), &mut ours, sent);
-    print(&format!("{backend}: the same, bare iptables-restore"), &mut bare, sent);
+    print(name, &mut ours, sent);
+    print(&format!("{name}, bare iptables-restore"), &mut bare, sent);
     println!(
-        "  {backend}: ratio of the p99: {:.2}, of the medians: {:.2}",
+        "  {name}: ratio of the p99: {:.2}, of the medians: {:.2}",
         ratio(&ours, &bare, 990),
         ratio(&ours, &bare, 500)
     );
@@ -125,11 +136,17 @@ fn with_port(update: Update, port: u16) -> Update {
 struct Desk {
     engine: Engine,
     kernel: PolicyKernel,
+    /// Changes of policies so far.
+    turn: usize,
 }
 
 impl Desk {
     fn open(backend: Backend) -> Result<Self> {
-        Ok(Desk { engine: Engine::new(EngineConfig::new(NODE))?, kernel: PolicyKernel::open(backend)? })
+        Ok(Desk {
+            engine: Engine::new(EngineConfig::new(NODE))?,
+            kernel: PolicyKernel::open(backend)?,
+            turn: 0,
+        })
     }
 
     fn cold_start(&mut self, size: Size) -> Result<Sent> {
