@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::filter::defaults::{DefaultReject, reject_by_kind};
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
 use crate::rib::Rib;
+use crate::rib::attributes::AttrId;
 use crate::rib::bitset::BitSet;
-use crate::rib::intern::AttrId;
 use crate::rib::path::{AcceptedBy, Path};
 use crate::rib::refused::Refused;
 use crate::rib::sources::SourceId;
@@ -284,7 +284,7 @@ impl Rib {
                             self.refuse(id, key, Reject::MaxPrefixes);
                             continue;
                         }
-                        MaxPrefixesAction::Disable => {
+                        MaxPrefixesAction::Disable { .. } => {
                             if let Some((_, attributes, _)) = last {
                                 self.attributes.release(attributes);
                             }
@@ -359,7 +359,7 @@ impl Rib {
         let held = adj.held(family);
         let beyond = match action {
             MaxPrefixesAction::Warn => held == limit as usize,
-            MaxPrefixesAction::Reject | MaxPrefixesAction::Disable => held >= limit as usize,
+            MaxPrefixesAction::Reject | MaxPrefixesAction::Disable { .. } => held >= limit as usize,
         };
         let known = || match adj.refused.get(key) {
             Some(Reject::MaxPrefixes) => false,

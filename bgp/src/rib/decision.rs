@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 
 use smallvec::SmallVec;
 
-use crate::rib::intern::{Attributes, NextHops};
+use crate::rib::attributes::Attributes;
+use crate::rib::next_hops::NextHops;
 use crate::rib::path::{Path, Step, Verdict};
 use crate::rib::sources::{Source, SourceId, Sources};
 use crate::speaker::NextHopState;
@@ -40,8 +41,9 @@ pub(crate) struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// All attributes but ORIGINATOR_ID.
     fn set(&self, path: &Path) -> &PathAttributes {
-        self.attributes.get(path.attributes)
+        self.attributes.shared(path.attributes)
     }
 
     fn source(&self, path: &Path) -> &Source {
@@ -50,7 +52,8 @@ impl Facts<'_> {
 
     /// Step f's key: the identifier of whoever brought the route into the AS.
     fn identifier(&self, path: &Path) -> Ipv4Addr {
-        self.set(path).originator_id.map_or_else(|| self.source(path).router_id, |id| id.addr())
+        let originator = self.attributes.originator_id(path.attributes);
+        originator.map_or_else(|| self.source(path).router_id, |id| id.addr())
     }
 
     /// Step e's key.

@@ -8,8 +8,9 @@ use smallvec::SmallVec;
 
 use crate::filter::{self, Action, Candidate, Filter, RuleRef};
 use crate::rib::Rib;
+use crate::rib::attributes::AttrId;
 use crate::rib::decision::local_pref;
-use crate::rib::intern::{AttrId, NextHopId};
+use crate::rib::next_hops::NextHopId;
 use crate::rib::path::Path;
 use crate::rib::sources::SourceId;
 use crate::speaker::NextHopMode;
@@ -235,7 +236,7 @@ impl Rib {
         if kind != Kind::Local && self.fib[family].deferring {
             return Err(Withheld::Deferred);
         }
-        let attributes = self.attributes.get(path.attributes);
+        let attributes = self.attributes.shared(path.attributes);
         let has = |c: u32| attributes.communities.contains(&c);
         if has(well_known::NO_ADVERTISE) {
             return Err(Withheld::NoAdvertise);
@@ -319,7 +320,7 @@ impl Rib {
         key: ExportKey,
     ) -> (PathAttributes, NextHop) {
         let next_hop = self.next_hop_for(policy, family, key).expect("export withholds what has none");
-        let mut set = self.attributes.get(key.attributes).clone();
+        let mut set = self.attributes.whole(key.attributes);
         match policy.peer_type {
             PeerType::External => {
                 // RFC 4271 5.1.4, trap 20: MED is for the neighbour that it was given by, not for the next one.

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use crate::rib::Rib;
+use crate::rib::attributes::AttrId;
 use crate::rib::decision;
-use crate::rib::intern::{AttrId, NextHopId};
+use crate::rib::next_hops::NextHopId;
 use crate::rib::path::{Path, Verdict};
 use crate::rib::sources::{Source, SourceId};
 use crate::speaker::{FibNextHop, NextHopState, RouteChange};

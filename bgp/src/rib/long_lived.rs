@@ -18,11 +18,11 @@ impl Rib {
                 if self.sources.peer(path.source) != peer || !path.is_stale() {
                     continue;
                 }
-                let set = self.attributes.get(path.attributes);
+                let set = self.attributes.shared(path.attributes);
                 if set.communities.contains(&well_known::NO_LLGR) {
                     unwanted.push((path.source, slot));
                 } else if let Err(place) = set.communities.binary_search(&well_known::LLGR_STALE) {
-                    let mut set = set.clone();
+                    let mut set = self.attributes.whole(path.attributes);
                     set.communities.insert(place, well_known::LLGR_STALE);
                     let marked = self.attributes.intern(set);
                     self.tables[family].paths_mut(slot)[at].attributes = marked;

@@ -1,7 +1,8 @@
 //! A path in the table: 16 bytes, everything bulky behind numbers; and why it is not chosen.
 
 use crate::filter::RuleRef;
-use crate::rib::intern::{AttrId, NextHopId};
+use crate::rib::attributes::AttrId;
+use crate::rib::next_hops::NextHopId;
 use crate::rib::sources::SourceId;
 
 /// A path to a prefix.

@@ -193,7 +193,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rib::intern::{Attributes, NextHopId};
+    use crate::rib::attributes::Attributes;
+    use crate::rib::next_hops::NextHopId;
     use crate::rib::sources::SourceId;
 
     fn p(s: &str) -> Prefix {

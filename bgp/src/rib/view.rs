@@ -228,7 +228,7 @@ impl Rib {
             accepted_by: self.accepted_by(path, family),
             ..empty_view(table.prefix(slot))
         };
-        describe_attributes(&mut view, self.attributes.get(path.attributes));
+        describe_attributes(&mut view, &self.attributes.whole(path.attributes));
         (view.lost_at, view.reason) = match path.verdict() {
             Verdict::Best => (None, None),
             Verdict::Protected => {
@@ -249,7 +249,7 @@ impl Rib {
 
     /// The step in words, with the values that decided.
     fn why(&self, step: Step, loser: &Path, best: &Path) -> String {
-        let (l, b) = (self.attributes.get(loser.attributes), self.attributes.get(best.attributes));
+        let (l, b) = (self.attributes.shared(loser.attributes), self.attributes.shared(best.attributes));
         match step {
             Step::Local => "originated here".to_owned(),
             Step::LongLivedStale => "long-lived stale after one that is not".to_owned(),
@@ -280,7 +280,7 @@ impl Rib {
     }
 
     fn identifier(&self, path: &Path) -> String {
-        let id = self.attributes.get(path.attributes).originator_id.map(|id| id.addr());
+        let id = self.attributes.originator_id(path.attributes).map(|id| id.addr());
         let id = id.or_else(|| self.sources.get(path.source).map(|s| s.router_id));
         id.map_or_else(|| "-".to_owned(), |id| id.to_string())
     }

@@ -158,6 +158,11 @@ impl Framer {
     /// As `frame`.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, WireError> {
         self.drop_taken();
+        if self.buffer.is_empty() {
+            // What a burst has needed is given back: there may be thousands of sessions, most of them silent.
+            self.buffer = BytesMut::new();
+            return Ok(None);
+        }
         let frame = frame(&self.buffer, self.max)?;
         self.taken = frame.map_or(0, |f| LEN + f.body.len());
         Ok(frame)

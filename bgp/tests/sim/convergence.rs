@@ -38,7 +38,7 @@ fn reflected(clients: usize) -> (Net, Vec<N>) {
 }
 
 fn next_hops(net: &Net, at: N, to: N) -> Vec<IpAddr> {
-    net.nodes[at].fib.get(&block(to)).cloned().unwrap_or_default()
+    net.nodes[at].fib.get(&block(to)).cloned().unwrap_or_default().to_vec()
 }
 
 #[test]

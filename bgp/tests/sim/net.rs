@@ -1,5 +1,8 @@
 //! Many speakers on one virtual clock. Connections are queues with a latency; a link can be cut (connections end at both
 //! sides and dials fail) or fall silent (bytes vanish and nobody is told); a node can die and come back.
+//!
+//! What reaches a node at one instant is answered together, as the real driver writes after it has read from all its sockets;
+//! links differ in whole milliseconds, so that in a large network much does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use manx_bgp::speaker::*;
 use manx_bgp::types::*;
+use smallvec::SmallVec;
 
 use crate::bench::{UP, start};
 
@@ -19,6 +23,8 @@ pub(crate) struct Net {
     pub(crate) nodes: Vec<Node>,
     queue: BTreeMap<(Instant, u64), Event>,
     timers: BTreeSet<(Instant, N)>,
+    /// Connections that have something to send at this instant.
+    writable: BTreeSet<(N, ConnId)>,
     cut: BTreeSet<(N, N)>,
     silent: BTreeSet<(N, N)>,
     by_address: HashMap<IpAddr, N>,
@@ -44,11 +50,11 @@ pub(crate) struct Node {
     links: HashMap<ConnId, Option<(N, ConnId)>>,
     timer: Option<Instant>,
     /// What the kernel holds: survives the agent.
-    pub(crate) fib: BTreeMap<Prefix, Vec<IpAddr>>,
+    pub(crate) fib: BTreeMap<Prefix, SmallVec<[IpAddr; 1]>>,
     pub(crate) fib_writes: u64,
     pub(crate) restart_complete: BTreeSet<Family>,
-    /// Written by the present life.
-    renewed: BTreeSet<Prefix>,
+    /// Written by the present life, if it has a former one to sweep up after.
+    renewed: Option<BTreeSet<Prefix>>,
     pub(crate) flaps: u64,
 }
 
@@ -92,6 +98,7 @@ impl Net {
             nodes: Vec::new(),
             queue: BTreeMap::new(),
             timers: BTreeSet::new(),
+            writable: BTreeSet::new(),
             cut: BTreeSet::new(),
             silent: BTreeSet::new(),
             by_address: HashMap::new(),
@@ -115,15 +122,15 @@ impl Net {
         self.by_address.insert(address(n).into(), n);
         self.nodes.push(Node {
             speaker: Some(Speaker::new(config.clone(), self.now)),
-            config,
             life: 0,
             links: HashMap::new(),
             timer: None,
             fib: BTreeMap::new(),
             fib_writes: 0,
             restart_complete: BTreeSet::new(),
-            renewed: BTreeSet::new(),
+            renewed: config.graceful_restart.as_ref().is_some_and(|gr| gr.restarting).then(BTreeSet::new),
             flaps: 0,
+            config,
         });
         self.with(n, |s, now| s.originate(now, LocalRoute::new(block(n))));
         n
@@ -198,7 +205,7 @@ impl Net {
             gr.restarting = restarting;
         }
         node.restart_complete.clear();
-        node.renewed.clear();
+        node.renewed = restarting.then(BTreeSet::new);
         if !restarting {
             node.fib.clear();
         }
@@ -229,7 +236,8 @@ impl Net {
     fn arrival(&mut self, from: N, to: N, conn: ConnId) -> Instant {
         let (a, b) = key(from, to);
         let share = (a as u64 * 7919 + b as u64 * 104_729) % 1000;
-        let mut at = self.now + self.latency + self.spread * share as u32 / 1000;
+        let spread = Duration::from_millis(self.spread.as_millis() as u64 * share / 1000);
+        let mut at = self.now + self.latency + spread;
         if self.loss > 0 {
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
@@ -292,8 +300,10 @@ impl Net {
 
     fn write_fib(&mut self, n: N, change: &RouteChange) {
         let node = &mut self.nodes[n];
-        let hops: Vec<IpAddr> = change.next_hops.iter().map(|h| h.gateway).collect();
-        node.renewed.insert(change.prefix);
+        let hops: SmallVec<[IpAddr; 1]> = change.next_hops.iter().map(|h| h.gateway).collect();
+        if let Some(renewed) = &mut node.renewed {
+            renewed.insert(change.prefix);
+        }
         // As the FIB writer does: what is right already is not written again.
         if hops.is_empty() {
             node.fib_writes += u64::from(node.fib.remove(&change.prefix).is_some());
@@ -316,7 +326,9 @@ impl Net {
                     self.close_later(far, far_conn);
                 }
             }
-            Effect::Transmit(conn) => self.transmit(n, conn),
+            Effect::Transmit(conn) => {
+                self.writable.insert((n, conn));
+            }
             Effect::TrackNextHop(addr) => {
                 let now = self.now;
                 if let Some(s) = self.nodes[n].speaker.as_mut() {
@@ -327,11 +339,11 @@ impl Net {
                 let node = &mut self.nodes[n];
                 node.restart_complete.insert(family);
                 // The sweep: what the present life has not said is gone.
-                let renewed = std::mem::take(&mut node.renewed);
-                let before = node.fib.len();
-                node.fib.retain(|p, _| p.family() != family || renewed.contains(p));
-                node.fib_writes += (before - node.fib.len()) as u64;
-                node.renewed = renewed;
+                if let Some(renewed) = &node.renewed {
+                    let before = node.fib.len();
+                    node.fib.retain(|p, _| p.family() != family || renewed.contains(p));
+                    node.fib_writes += (before - node.fib.len()) as u64;
+                }
             }
             Effect::Peer(fact) => self.nodes[n].flaps += u64::from(fact.from == "Established"),
             Effect::UntrackNextHop(_)
@@ -341,6 +353,14 @@ impl Net {
             | Effect::Discover(..)
             | Effect::Bfd(..)
             | Effect::BfdEnd(_) => {}
+        }
+    }
+
+    /// Sends what the nodes have to say at this instant.
+    fn flush(&mut self) {
+        for (n, conn) in std::mem::take(&mut self.writable) {
+            self.transmit(n, conn);
+            self.pump(n);
         }
     }
 
@@ -412,6 +432,11 @@ impl Net {
         loop {
             let event = self.queue.first_key_value().map(|((at, _), _)| *at);
             let timer = self.timers.first().copied();
+            let next = event.into_iter().chain(timer.map(|(at, _)| at)).min();
+            if !self.writable.is_empty() && next.is_none_or(|at| at > self.now) {
+                self.flush();
+                continue;
+            }
             match (event, timer) {
                 (Some(at), t) if at <= until && t.is_none_or(|(t, _)| at <= t) => {
                     self.now = self.now.max(at);
