@@ -17,6 +17,9 @@ pub fn run(body: &[u8]) {
             let again = frame(&out, MAX_LEN).expect("a good header").expect("a whole message");
             assert_eq!(again.body.len() + LEN, out.len());
             let again = Open::decode(again.body).expect("what we write can be read");
+            // One parameter may take less than several; it is then too short for the extended form unless that is asked for.
+            assert!(again.extended || !open.extended || open.capabilities.is_empty());
+            let again = Open { extended: open.extended, ..again };
             // Long or malformed host names are the only values that do not survive.
             let names = |o: &Open| o.capabilities.iter().any(|c| matches!(c, Capability::Fqdn { .. }));
             assert!(again == open || names(&open), "{open:?} became {again:?}");

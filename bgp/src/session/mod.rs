@@ -117,6 +117,8 @@ pub struct Session {
     reason: Option<Reason>,
     since: Instant,
     shown: State,
+    /// The peer's latest OPEN came in the form of RFC 9072.
+    peer_is_extended: bool,
 }
 
 impl Session {
@@ -131,6 +133,7 @@ impl Session {
             reason: None,
             since: now,
             shown: State::Idle,
+            peer_is_extended: false,
         }
     }
 
@@ -413,7 +416,7 @@ impl Session {
             if due(fsm.delay_open) {
                 let conn = fsm.conn.expect("a delay-open timer runs on a connection");
                 let outbound = fsm.outbound;
-                cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(self.settings.open.clone()))));
+                self.send_open(cx, conn);
                 *self.fsm_mut(which) = Fsm::open_sent(conn, outbound, cx.now);
             }
             // ConnectRetryTimer_Expires (event 9): in Connect the dial is given up and repeated.
@@ -442,6 +445,8 @@ impl Session {
         if fsm.state != State::OpenSent && !delaying {
             return self.unexpected(cx, which, "OPEN");
         }
+        self.peer_is_extended = open.extended;
+        let fsm = self.fsm_mut(which);
         let conn = fsm.conn.expect("messages come on connections");
         let contender = Contender { outbound: fsm.outbound };
         let negotiated = match negotiate::negotiate(&self.settings, open) {
@@ -449,7 +454,7 @@ impl Session {
             Err(refusal) => {
                 // With DelayOpen our OPEN precedes the NOTIFICATION, which the peer could not place otherwise.
                 if delaying {
-                    cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(self.settings.open.clone()))));
+                    self.send_open(cx, conn);
                     self.fsm_mut(which).state = State::OpenSent;
                 }
                 return self.refuse(cx, which, &refusal.notification, refusal.reason);
@@ -461,7 +466,7 @@ impl Session {
         // The survivor may have taken the primary's place.
         let which = self.which(conn).expect("the survivor is still ours");
         if delaying {
-            cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(self.settings.open.clone()))));
+            self.send_open(cx, conn);
         }
         cx.out.push(Output::Send(conn, Outgoing::Keepalive));
         let now = cx.now;
@@ -690,10 +695,17 @@ impl Session {
         match self.settings.delay_open {
             Some(delay) => Fsm::delaying_open(conn, outbound, cx.now + delay),
             None => {
-                cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(self.settings.open.clone()))));
+                self.send_open(cx, conn);
                 Fsm::open_sent(conn, outbound, cx.now)
             }
         }
+    }
+
+    /// Long parameters for a peer that writes them: RFC 9072 2 would have them where 255 octets are too few only, but some
+    /// FRRs take nothing else once they are told to write them.
+    fn send_open(&self, cx: &mut Context<'_>, conn: ConnId) {
+        let open = Open { extended: self.peer_is_extended, ..self.settings.open.clone() };
+        cx.out.push(Output::Send(conn, Outgoing::Open(Box::new(open))));
     }
 
     fn show(&mut self, cx: &mut Context<'_>) {

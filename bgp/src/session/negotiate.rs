@@ -95,6 +95,7 @@ impl Settings {
                 hold_time: peer.hold_time.map_or(0, HoldTime::seconds),
                 router_id: speaker.router_id,
                 capabilities,
+                extended: false,
             },
             remote_as: peer.remote_as,
             keepalive: peer.keepalive,
@@ -367,6 +368,7 @@ fn offers_family(open: &Open, family: Family) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::speaker::GracefulRestartConfig;
     use rstest::rstest;
     use std::net::Ipv4Addr;
 
@@ -394,7 +396,28 @@ mod tests {
                 Capability::Multiprotocol(Family::Ipv6Unicast),
                 Capability::FourOctetAs(Asn(asn)),
             ],
+            extended: false,
         }
+    }
+
+    /// RFC 9072 is for longer ones, and not everybody knows it.
+    #[test]
+    fn all_that_we_can_say_fits_the_form_that_everybody_reads() {
+        let long_lived_time = Some(std::time::Duration::from_secs(3600));
+        let restart_time = std::time::Duration::from_secs(120);
+        let gr = GracefulRestartConfig { restart_time, long_lived_time, restarting: true };
+        let mut speaker = SpeakerConfig::new(Asn(4_200_000_001), id(1));
+        speaker.graceful_restart = Some(gr);
+        speaker.hostname = "long-name.".repeat(25);
+        let mut peer = PeerConfig::new("p", "10.0.0.2".parse().unwrap(), RemoteAs::External);
+        peer.extended_next_hop = true;
+        peer.add_path = AddPath { receive: true, send: true, send_max: None };
+        let open = Settings::new(&speaker, &peer, flags(true)).open;
+        // Every kind but `Unknown`.
+        assert_eq!(open.capabilities.len(), 11, "{:?}", open.capabilities);
+        let mut out = bytes::BytesMut::new();
+        open.encode(&mut out);
+        assert!(out[28] < 255, "{} octets", out.len() - 29);
     }
 
     fn subcode(result: Result<Negotiated, Refusal>) -> (u8, u8) {

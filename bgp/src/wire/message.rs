@@ -31,6 +31,8 @@ pub struct Open {
     pub router_id: RouterId,
     /// All capabilities in wire order.
     pub capabilities: Vec<Capability>,
+    /// In the form of RFC 9072, which is also written where the form of old has no room.
+    pub extended: bool,
 }
 
 /// A capability (RFC 5492).

@@ -38,15 +38,16 @@ impl Open {
         let (_, (my_as, hold_time, id, parameters)) = fixed_part(input).map_err(malformed)?;
         let router_id = RouterId::new(Ipv4Addr::from_bits(id))
             .ok_or_else(|| error(open_error::BAD_IDENTIFIER, [], "BGP identifier is 0.0.0.0"))?;
-        let capabilities = decode_parameters(parameters)?;
+        let (extended, capabilities) = decode_parameters(parameters)?;
         let asn = four_octet_as(&capabilities).unwrap_or(Asn(my_as.into()));
         if asn == Asn(0) || my_as == 0 {
             return Err(error(open_error::BAD_PEER_AS, [], "AS number is 0"));
         }
-        Ok(Open { asn, hold_time, router_id, capabilities })
+        Ok(Open { asn, hold_time, router_id, capabilities, extended })
     }
 
-    /// Appends the whole message. All capabilities go into one parameter; more than 253 octets of them take the form of RFC 9072.
+    /// Appends the whole message. All capabilities go into one parameter; more than 253 octets of them take the form of RFC 9072,
+    /// fewer where `extended` asks for it.
     pub fn encode(&self, out: &mut BytesMut) {
         let mut capabilities = Vec::with_capacity(64);
         for capability in &self.capabilities {
@@ -58,9 +59,10 @@ impl Open {
         out.put_u16(self.hold_time);
         out.put_u32(self.router_id.addr().to_bits());
         let octets = capabilities.len();
+        let total = u8::try_from(octets + 2).ok().filter(|_| !self.extended);
         if octets == 0 {
             out.put_u8(0);
-        } else if let Ok(total) = u8::try_from(octets + 2) {
+        } else if let Some(total) = total {
             out.put_slice(&[total, CAPABILITIES, total - 2]);
         } else {
             out.put_slice(&[EXTENDED, EXTENDED]);
@@ -78,8 +80,8 @@ fn fixed_part(input: &[u8]) -> IResult<&[u8], (u16, u16, u32, &[u8])> {
     (be_u16, be_u16, be_u32, rest).parse(input)
 }
 
-/// Reads the parameters in the form that RFC 9072 2 tells by their first type octet.
-fn decode_parameters(input: &[u8]) -> Result<Vec<Capability>, WireError> {
+/// Reads the parameters in the form that RFC 9072 2 tells by their first type octet; and whether that is the extended one.
+fn decode_parameters(input: &[u8]) -> Result<(bool, Vec<Capability>), WireError> {
     let malformed = |_| error(open_error::UNSPECIFIC, [], "optional parameters do not fill their length");
     let extended = matches!(input, [len, EXTENDED, ..] if *len != 0);
     let (after, mut parameters) =
@@ -104,7 +106,7 @@ fn decode_parameters(input: &[u8]) -> Result<Vec<Capability>, WireError> {
         })?;
         parameters = rest;
     }
-    Ok(capabilities)
+    Ok((extended, capabilities))
 }
 
 /// Non-extended length and type (both 255), then the length in two octets.

@@ -228,6 +228,7 @@ impl RawPeer {
                 Capability::Multiprotocol(Family::Ipv6Unicast),
                 Capability::FourOctetAs(self.asn),
             ],
+            extended: false,
         };
         let mut out = BytesMut::new();
         open.encode(&mut out);

@@ -73,6 +73,7 @@ pub(crate) fn open(asn: Asn, router_id: &str) -> Open {
             Capability::RouteRefresh,
             Capability::FourOctetAs(asn),
         ],
+        extended: false,
     }
 }
 

@@ -67,6 +67,26 @@ fn bytes_may_come_in_any_portions() {
     assert_eq!(b.state("tor"), "Established");
 }
 
+/// RFC 9072: ours takes the long form for a peer that does, and for nobody else.
+#[test]
+fn an_open_is_answered_in_the_form_in_which_the_peer_writes_its_own() {
+    let mut b = Bench::new();
+    b.peer(Bench::tor("tor", "10.0.0.2"));
+    let form = |b: &mut Bench, conn: ConnId| match b.messages(conn).as_slice() {
+        [Message::Open(open)] => open.extended,
+        other => panic!("{other:?}"),
+    };
+    for (theirs, ours) in [(true, false), (true, true), (false, true), (false, false)] {
+        let conn = b.accept("10.0.0.2").unwrap();
+        assert_eq!(form(&mut b, conn), ours, "theirs before was that form");
+        b.send(conn, &Message::Open(Open { extended: theirs, ..open(TOR_AS, "10.0.0.2") }));
+        b.send(conn, &Message::Keepalive);
+        assert_eq!(b.state("tor"), "Established");
+        b.speaker.reset(b.now, "tor", Reset::Hard);
+        b.pump();
+    }
+}
+
 #[test]
 fn the_hold_timer_ends_a_silent_session_with_4_0() {
     let mut b = Bench::new();

@@ -117,7 +117,27 @@ fn rfc9072_more_than_255_octets_take_the_extended_form() {
     let mut out = BytesMut::new();
     sent.encode(&mut out);
     assert_eq!(out[28..30], [255, 255]);
-    assert_eq!(open(&out).unwrap(), sent);
+    assert_eq!(open(&out).unwrap(), Open { extended: true, ..sent });
+}
+
+/// RFC 9072 2: 255, 255, the length of all parameters in two octets, and each parameter with two octets of length; here one
+/// for each capability, as FRR writes them with `extended-optional-parameters`.
+#[test]
+fn rfc9072_2_the_extended_form_is_legal_for_few_parameters() {
+    let body = "04 fde9 00b4 0a000002 ff ff 0017 02 0006 0104 00010001 02 0002 0200 02 0006 4104 0000fde9";
+    let seen = open(&message(1, &hex(body))).unwrap();
+    let capabilities = vec![
+        Capability::Multiprotocol(Family::Ipv4Unicast),
+        Capability::RouteRefresh,
+        Capability::FourOctetAs(Asn(65001)),
+    ];
+    assert_eq!((seen.extended, &seen.capabilities), (true, &capabilities));
+    // Ours puts all into one parameter.
+    let mut out = BytesMut::new();
+    seen.encode(&mut out);
+    let ours = "04 fde9 00b4 0a000002 ff ff 0011 02 000e 0104 00010001 0200 4104 0000fde9";
+    assert_eq!(out, message(1, &hex(ours)));
+    assert_eq!(open(&out).unwrap(), seen);
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn bgpkit_reads_our_open() {
             Capability::RouteRefresh,
             Capability::ExtendedNextHop,
         ],
+        extended: false,
     };
     let mut out = BytesMut::new();
     open.encode(&mut out);

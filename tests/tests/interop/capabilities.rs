@@ -109,12 +109,28 @@ fn our_extended_form_is_understood(#[case] kind: Kind) {
     let unknown = [240, 241].map(|code| Capability::Unknown { code, value: vec![0; 200] });
     let known = [Capability::Multiprotocol(Family::Ipv4Unicast), Capability::FourOctetAs(Asn(AS))];
     let capabilities = known.into_iter().chain(unknown).collect();
-    let open = Open { asn: Asn(AS), hold_time: 90, router_id: speaker(AS).router_id, capabilities };
+    let open =
+        Open { asn: Asn(AS), hold_time: 90, router_id: speaker(AS).router_id, capabilities, extended: false };
     let mut bytes = BytesMut::new();
     open.encode(&mut bytes);
     assert_eq!(bytes[28..30], [255, 255], "the lengths of old say that another one follows");
     let _stream = eventually(|| rack.netns(1).enter(|| introduce(&bytes)).unwrap());
     far.comes_up(manx());
+}
+
+/// An FRR that is told to write the extended form reads no other: it takes the octet behind the length for the mark of that
+/// form whatever the length says, finds one octet too few, and refuses our first OPEN with 2/0. The next one is in its form.
+#[test]
+fn a_peer_that_writes_the_extended_form_gets_it() {
+    let rack = Rack::new(2);
+    let lines = "extended-optional-parameters".into();
+    let far = Far::start(&rack, 2, Kind::Frr, &config(65010, Session { lines, ..session(AS) }));
+    let node = Manx::start(&rack, speaker(AS));
+    node.set_peer(peer(2, Over::V4, 65010));
+    node.comes_up(2);
+    far.comes_up(manx());
+    node.originate(LocalRoute::new(prefix("10.200.0.0/24")));
+    far.learns("10.200.0.0/24");
 }
 
 /// Sends an OPEN to member 2 from our address, and a KEEPALIVE for one that comes back.
