@@ -118,12 +118,14 @@ struct SecretKeyRefSpec {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct MaxPrefixesSpec {
     /// So many prefixes.
     limit: Option<i64>,
     /// What happens beyond: Warn, Reject (keep the session, take no more) or Disable (end the session).
     action: Option<String>,
+    /// With Disable: the session is tried again after this time; only after a reset where it is left out.
+    restart_time: Option<Scalar>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
@@ -522,12 +524,20 @@ fn max_prefixes(spec: Option<&MaxPrefixesSpec>, issues: &mut Issues) -> MaxPrefi
     let limit = spec
         .and_then(|s| s.limit)
         .map(|n| values::number_within(n, 1, i64::from(u32::MAX)).map(|n| n as u32));
+    let path = "spec.maxPrefixes.restartTime";
+    let restart = spec
+        .and_then(|s| s.restart_time.as_ref())
+        .map(|time| values::duration_within(time, Duration::from_secs(1), Duration::from_secs(86_400)))
+        .and_then(|time| issues.take(path, time));
     let action = spec.and_then(|s| s.action.as_deref()).map(|a| match a {
         "Warn" => Ok(MaxPrefixesAction::Warn),
         "Reject" => Ok(MaxPrefixesAction::Reject),
-        "Disable" => Ok(MaxPrefixesAction::Disable),
+        "Disable" => Ok(MaxPrefixesAction::Disable { restart }),
         other => Err(format!("{other}: must be Warn, Reject or Disable")),
     });
+    if restart.is_some() && !matches!(action, Some(Ok(MaxPrefixesAction::Disable { .. }))) {
+        issues.add(path, "nothing is stopped that could be tried again; set action: Disable or leave it out");
+    }
     MaxPrefixes {
         limit: issues.or("spec.maxPrefixes.limit", limit, 10_000),
         action: issues.or("spec.maxPrefixes.action", action, MaxPrefixesAction::Warn),
@@ -590,6 +600,15 @@ mod tests {
         assert_eq!(peer.max_prefixes, MaxPrefixes { limit: 10_000, action: MaxPrefixesAction::Warn });
         assert_eq!((peer.port, peer.required, peer.bfd, peer.shutdown), (179, true, None, None));
         assert_eq!(peer.source_address, SourceAddress::NodeIp);
+    }
+
+    #[test]
+    fn a_peer_with_too_many_prefixes_may_be_tried_again_after_a_time() {
+        let action = |limit: Value| validate(json!({"maxPrefixes": limit})).unwrap().max_prefixes.action;
+        let disable = |restart| MaxPrefixesAction::Disable { restart };
+        assert_eq!(action(json!({"action": "Disable"})), disable(None));
+        let five_minutes = disable(Some(Duration::from_secs(300)));
+        assert_eq!(action(json!({"action": "Disable", "restartTime": "5m"})), five_minutes);
     }
 
     #[test]
@@ -660,6 +679,8 @@ mod tests {
     #[case(json!({"password": {"secretKeyRef": {"name": "", "key": "k"}}}), "spec.password.secretKeyRef.name", "must be 1")]
     #[case(json!({"maxPrefixes": {"limit": 0}}), "spec.maxPrefixes.limit", "from 1")]
     #[case(json!({"maxPrefixes": {"action": "Drop"}}), "spec.maxPrefixes.action", "must be Warn")]
+    #[case(json!({"maxPrefixes": {"action": "Disable", "restartTime": "25h"}}), "spec.maxPrefixes.restartTime", "from 1s")]
+    #[case(json!({"maxPrefixes": {"restartTime": "5m"}}), "spec.maxPrefixes.restartTime", "set action: Disable")]
     #[case(json!({"peerIP": null, "interface": "eth1", "ebgpMultihop": 2}), "spec.ebgpMultihop", "one hop away")]
     #[case(json!({"peerIP": null, "interface": "eth1", "sourceAddress": "fd00::1"}), "spec.sourceAddress", "link-local")]
     #[case(json!({"bfd": {"minTx": "1ms"}}), "spec.bfd.minTx", "from 10ms")]

@@ -271,9 +271,26 @@ pub(super) fn bgp_peer() -> Vec<Bound> {
         ("spec.routeReflectorClient", default(false)),
         ("spec.password.secretKeyRef.name", name()),
         ("spec.password.secretKeyRef.key", name()),
-        ("spec.maxPrefixes", default(json!({}))),
+        (
+            "spec.maxPrefixes",
+            with(
+                default(json!({})),
+                "x-kubernetes-validations",
+                rules(&[(
+                    "!has(self.restartTime) || (has(self.action) && self.action == 'Disable')",
+                    "nothing is stopped that could be tried again; set action: Disable or leave it out",
+                )]),
+            ),
+        ),
         ("spec.maxPrefixes.limit", with(within(1, 4_294_967_295), "default", json!(10_000))),
         ("spec.maxPrefixes.action", with(one_of(&["Warn", "Reject", "Disable"]), "default", json!("Warn"))),
+        (
+            "spec.maxPrefixes.restartTime",
+            duration(
+                "duration(self) >= duration('1s') && duration(self) <= duration('86400s')",
+                "must be from 1s to 86400s",
+            ),
+        ),
         ("spec.bfd.minTx", bfd("100ms")),
         ("spec.bfd.minRx", bfd("100ms")),
         ("spec.bfd.multiplier", with(within(2, 255), "default", json!(3))),

@@ -323,6 +323,10 @@ fn peer(over: Value) -> Value {
 #[case(false, json!({"password": {}}))]
 #[case(false, json!({"maxPrefixes": {"limit": 0}}))]
 #[case(false, json!({"maxPrefixes": {"action": "Drop"}}))]
+#[case(true, json!({"maxPrefixes": {"action": "Disable", "restartTime": "5m"}}))]
+#[case(false, json!({"maxPrefixes": {"action": "Disable", "restartTime": "25h"}}))]
+#[case(false, json!({"maxPrefixes": {"action": "Reject", "restartTime": "5m"}}))]
+#[case(false, json!({"maxPrefixes": {"restartTime": "5m"}}))]
 #[case(false, json!({"bfd": {"minTx": "1ms"}}))]
 #[case(false, json!({"bfd": {"minRx": "61s"}}))]
 #[case(false, json!({"bfd": {"multiplier": 1}}))]
@@ -465,6 +469,7 @@ fn every_rule_has_been_broken_by_one_of_these() {
             peer(json!({"asNumber": 65535, "localASNumber": 23456, "holdTime": "1s", "connectRetry": "0"})),
         ),
         ("BGPPeer", peer(json!({"bfd": {"minTx": "1ms", "minRx": "2m"}, "addPath": {"sendMax": 2}}))),
+        ("BGPPeer", peer(json!({"maxPrefixes": {"restartTime": "0"}}))),
         (
             "BGPPeer",
             peer(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use manx_bgp::speaker::{PeerConfig, PeerTarget, RemoteAs};
+use manx_bgp::speaker::{MaxPrefixes, MaxPrefixesAction, PeerConfig, PeerTarget, RemoteAs};
 use serde_json::{Value, json};
 
 use super::precedence::{Heard, Voice};
@@ -176,8 +176,7 @@ pub fn of_peer(peer: &PeerIntent) -> Vec<Setting> {
     let bfd = config.bfd.map(
         |bfd| json!({"minTx": time(bfd.min_tx), "minRx": time(bfd.min_rx), "multiplier": bfd.multiplier}),
     );
-    let limit =
-        config.max_prefixes.map(|max| json!({"limit": max.limit, "action": format!("{:?}", max.action)}));
+    let limit = config.max_prefixes.map(limit_shown);
     let rows = [
         (target, value, origin.clone()),
         (remote_as.0, remote_as.1, origin.clone()),
@@ -216,10 +215,23 @@ pub fn of_peer(peer: &PeerIntent) -> Vec<Setting> {
     rows.into_iter().map(setting).collect()
 }
 
+/// As a BGPPeer spells it.
+fn limit_shown(max: MaxPrefixes) -> Value {
+    let (action, restart) = match max.action {
+        MaxPrefixesAction::Warn => ("Warn", None),
+        MaxPrefixesAction::Reject => ("Reject", None),
+        MaxPrefixesAction::Disable { restart } => ("Disable", restart),
+    };
+    let mut shown = json!({"limit": max.limit, "action": action});
+    if let Some(restart) = restart {
+        shown["restartTime"] = time(restart);
+    }
+    shown
+}
+
 /// That of a BGPPeer that says nothing about it, or none as for the peers of the mesh.
 fn limit_is_default(config: &PeerConfig) -> bool {
-    use manx_bgp::speaker::MaxPrefixesAction::Warn;
-    config.max_prefixes.is_none_or(|max| max.limit == 10_000 && max.action == Warn)
+    config.max_prefixes.is_none_or(|max| max.limit == 10_000 && max.action == MaxPrefixesAction::Warn)
 }
 
 fn mesh(mesh: Mesh) -> &'static str {

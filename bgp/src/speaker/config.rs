@@ -114,8 +114,11 @@ pub enum MaxPrefixesAction {
     Warn,
     /// Accept no prefix beyond it.
     Reject,
-    /// Cease (6/1) and stay down until `reset` or `set_enabled`.
-    Disable,
+    /// Cease (6/1) and stay down until `reset` or `set_enabled`, or for `restart` where it is given.
+    Disable {
+        /// Time until the next attempt.
+        restart: Option<Duration>,
+    },
 }
 
 /// How a neighbour is found.

@@ -15,7 +15,7 @@ use crate::session::{
 };
 use crate::speaker::effect::is_link_local;
 use crate::speaker::history::DISABLED;
-use crate::speaker::peer::Conn;
+use crate::speaker::peer::{Conn, Held};
 use crate::speaker::{
     ConnId, ConnectRequest, Effect, Endpoints, MaxPrefixesAction, PeerAddr, PeerConfig, PeerFact, Speaker,
 };
@@ -212,10 +212,15 @@ impl Speaker {
                     );
                 }
             }
-            MaxPrefixesAction::Disable => {
-                let reason = format!("more than {limit} {family} prefixes received: stopped until reset");
+            MaxPrefixesAction::Disable { restart } => {
+                let until = match restart {
+                    Some(time) => format!("for {} s or until reset", time.as_secs()),
+                    None => "until reset".to_owned(),
+                };
+                let reason = format!("more than {limit} {family} prefixes received: stopped {until}");
                 if let Some(peer) = self.peers[id as usize].as_mut() {
-                    peer.held = Some(reason.clone());
+                    let until = restart.map(|time| now + time);
+                    peer.held = Some(Held { reason: reason.clone(), until });
                 }
                 // RFC 4486 4: the family and the limit.
                 let (afi, safi) = family.afi_safi();
@@ -226,6 +231,15 @@ impl Speaker {
                 let reason = Reason::new(Cause::PrefixLimit, reason);
                 self.drive(now, id, |session, cx| session.stop(cx, &notification, reason));
             }
+        }
+    }
+
+    /// A stop for too many prefixes ends by itself, where it was for a time only.
+    pub(super) fn expire_stop(&mut self, now: Instant, id: u32) {
+        let Some(peer) = self.peers[id as usize].as_mut() else { return };
+        if peer.held.as_ref().and_then(|held| held.until).is_some_and(|at| at <= now) {
+            peer.held = None;
+            self.reconcile(now, id);
         }
     }
 

@@ -267,6 +267,7 @@ impl Speaker {
                 peer.scheduled = None;
                 self.expire_helping(now, id);
                 self.expire_refreshes(now, id);
+                self.expire_stop(now, id);
                 self.drive(now, id, |session, cx| session.handle_timeout(cx));
                 self.forget_absent(now, id);
             }

@@ -32,8 +32,8 @@ pub(super) struct Peer {
     pub(super) admin_override: Option<Option<String>>,
     /// Another peer holds the address.
     pub(super) conflict: Option<String>,
-    /// Stopped by itself (prefix limit) until somebody resets it.
-    pub(super) held: Option<String>,
+    /// Stopped by itself, for too many prefixes.
+    pub(super) held: Option<Held>,
     /// What the last Established session agreed on.
     pub(super) negotiated: Option<Negotiated>,
     /// Of the session that is up.
@@ -55,6 +55,13 @@ pub(super) struct Peer {
     pub(super) closing: VecDeque<ConnId>,
     /// The entry in the speaker's timers.
     pub(super) scheduled: Option<Instant>,
+}
+
+/// A stop for too many prefixes.
+pub(super) struct Held {
+    pub(super) reason: String,
+    /// When it ends by itself; `None`: when somebody resets the peer.
+    pub(super) until: Option<Instant>,
 }
 
 /// BFD watches over the peer.
@@ -123,7 +130,7 @@ impl Peer {
         let (cause, text) = match (configured, missing) {
             (Some(text), _) => (Cause::ConfigBlocked, text),
             (None, Some(text)) => (Cause::NoNeighbor, text),
-            (None, None) => (Cause::PrefixLimit, self.held.as_ref()?),
+            (None, None) => (Cause::PrefixLimit, &self.held.as_ref()?.reason),
         };
         let cease = Notification::cease(cease::CONFIGURATION_CHANGE);
         Some(Blocked { cease, reason: Reason::new(cause, text.clone()), disabled: false })
@@ -156,7 +163,9 @@ impl Peer {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let helping = self.helping.as_ref().and_then(Helping::deadline);
         let refreshing = [self.refreshing.ipv4, self.refreshing.ipv6].into_iter().flatten();
-        self.session.deadline().into_iter().chain(helping).chain(refreshing).chain(self.leaving_at()).min()
+        let stopped = self.held.as_ref().and_then(|held| held.until);
+        let session = self.session.deadline().into_iter();
+        session.chain(helping).chain(refreshing).chain(stopped).chain(self.leaving_at()).min()
     }
 }
 

@@ -77,7 +77,7 @@ const TABLE: &[(&str, Event, [&str; 6])] = &[
     (
         "8 AutomaticStop",
         |b, _| {
-            let limit = MaxPrefixes { limit: 0, action: MaxPrefixesAction::Disable };
+            let limit = MaxPrefixes { limit: 0, action: MaxPrefixesAction::Disable { restart: None } };
             let config = PeerConfig::new("tor", ip(PEER), RemoteAs::External);
             b.peer(PeerConfig { max_prefixes: Some(limit), ..config });
             if let Some(conn) = b.up() {

@@ -130,7 +130,7 @@ fn rfc8538_5_what_is_meant_for_good_goes_as_a_hard_reset() {
     hard(&|b| b.speaker.drain(b.now, secs(0), "bye"), cease::ADMINISTRATIVE_SHUTDOWN);
     hard(&|b| b.speaker.remove_peer(b.now, "tor"), cease::PEER_DECONFIGURED);
     hard(&|b| assert!(b.speaker.reset(b.now, "tor", Reset::Hard)), cease::ADMINISTRATIVE_RESET);
-    let limit = MaxPrefixes { limit: 0, action: MaxPrefixesAction::Disable };
+    let limit = MaxPrefixes { limit: 0, action: MaxPrefixesAction::Disable { restart: None } };
     hard(
         &|b| b.peer(PeerConfig { max_prefixes: Some(limit), ..Bench::tor("tor", "10.0.0.2") }),
         cease::MAX_PREFIXES,

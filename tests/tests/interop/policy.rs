@@ -122,7 +122,7 @@ fn a_prefix_limit_warns_rejects_or_ends_the_session() {
     accepts(5);
     node.set_peer(limited(MaxPrefixesAction::Reject));
     accepts(3);
-    node.set_peer(limited(MaxPrefixesAction::Disable));
+    node.set_peer(limited(MaxPrefixesAction::Disable { restart: None }));
     node.goes_down(2, "stopped until reset");
     far.logs(&rack, "bird.log", "Maximum number of prefixes reached");
     eventually(|| if far.is_up(manx()) { Err("it is up") } else { Ok(()) });

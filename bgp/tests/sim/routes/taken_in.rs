@@ -277,7 +277,7 @@ fn max_prefixes_reject_takes_no_more_than_the_limit() {
 #[test]
 fn max_prefixes_disable_ceases_with_6_1_and_stays_down_until_reset() {
     let mut b = Bench::new();
-    let max = MaxPrefixes { limit: 2, action: MaxPrefixesAction::Disable };
+    let max = MaxPrefixes { limit: 2, action: MaxPrefixesAction::Disable { restart: None } };
     b.peer(PeerConfig { max_prefixes: Some(max), ..Bench::tor("tor", "10.0.0.2") });
     let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
     b.announce(conn, &["10.9.1.0/24", "10.9.2.0/24", "10.9.3.0/24"], &attributes(&[65001]), "10.0.0.2");
@@ -297,8 +297,39 @@ fn max_prefixes_disable_ceases_with_6_1_and_stays_down_until_reset() {
 }
 
 #[test]
+fn max_prefixes_disable_with_a_restart_time_tries_again_after_it() {
+    let mut b = Bench::new();
+    let action = MaxPrefixesAction::Disable { restart: Some(secs(300)) };
+    let max = MaxPrefixes { limit: 2, action };
+    b.peer(PeerConfig { max_prefixes: Some(max), ..Bench::tor("tor", "10.0.0.2") });
+    let too_many = ["10.9.1.0/24", "10.9.2.0/24", "10.9.3.0/24"];
+    for _ in 0..2 {
+        let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
+        b.announce(conn, &too_many, &attributes(&[65001]), "10.0.0.2");
+        assert_eq!(b.notification(conn), Some((6, 1)));
+        b.advance(secs(299));
+        assert_eq!((b.accept("10.0.0.2"), b.state("tor")), (None, "Idle"));
+        let reason = b.view("tor").reason.unwrap();
+        assert_eq!(reason, "more than 2 ipv4 prefixes received: stopped for 300 s or until reset");
+        b.advance(secs(2));
+    }
+    let conn = b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
+    b.announce(conn, &too_many[..2], &attributes(&[65001]), "10.0.0.2");
+    assert_eq!((b.state("tor"), b.fib.len()), ("Established", 2));
+    // A reset does not wait for it.
+    b.announce(conn, &too_many[2..], &attributes(&[65001]), "10.0.0.2");
+    assert_eq!(b.state("tor"), "Idle");
+    b.speaker.reset(b.now, "tor", Reset::Hard);
+    b.establish("10.0.0.2", open(TOR_AS, "10.0.0.2"));
+    b.advance(secs(80));
+    assert_eq!(b.state("tor"), "Established");
+}
+
+#[test]
 fn a_limit_that_is_lowered_holds_for_what_is_here_already() {
-    for action in [MaxPrefixesAction::Warn, MaxPrefixesAction::Reject, MaxPrefixesAction::Disable] {
+    for action in
+        [MaxPrefixesAction::Warn, MaxPrefixesAction::Reject, MaxPrefixesAction::Disable { restart: None }]
+    {
         let mut b = Bench::new();
         let limited = |limit| PeerConfig {
             max_prefixes: Some(MaxPrefixes { limit, action }),
@@ -313,7 +344,7 @@ fn a_limit_that_is_lowered_holds_for_what_is_here_already() {
         let (left, state) = match action {
             MaxPrefixesAction::Warn => (5, "Established"),
             MaxPrefixesAction::Reject => (3, "Established"),
-            MaxPrefixesAction::Disable => (0, "Idle"),
+            MaxPrefixesAction::Disable { .. } => (0, "Idle"),
         };
         assert_eq!((b.fib.len(), b.state("tor")), (left, state), "{action:?}");
         if action == MaxPrefixesAction::Reject {
