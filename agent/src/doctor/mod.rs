@@ -26,6 +26,7 @@ pub fn examine(snapshot: &Snapshot) -> Doctor {
         settings::forwarding(snapshot),
         settings::rp_filter(snapshot),
         settings::multipath_hash(snapshot),
+        settings::next_hop_compat_mode(snapshot),
         settings::router_advertisements(snapshot),
         settings::bridge_netfilter(snapshot),
         settings::conntrack_table(snapshot),

@@ -58,6 +58,8 @@ fn what_is_broken_on_the_host_is_found_and_what_is_mended_is_not() {
     let other = |line: &str| node.net.sh(line);
     other("iptables-nft -P FORWARD DROP");
     other("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.all.rp_filter=1");
+    // Trap 30: they belong to the whole namespace, and start like this.
+    other("sysctl -qw net.ipv4.fib_multipath_hash_policy=0 net.ipv4.nexthop_compat_mode=1");
     node.net.ip("link add uplink2 type veth peer name uplink2p");
     node.net.ip("link set uplink2p up");
     node.net.ip("link set uplink2 up");
@@ -74,6 +76,8 @@ fn what_is_broken_on_the_host_is_found_and_what_is_mended_is_not() {
     assert_eq!((code, &found["healthy"]), (1, &Value::Bool(false)));
     check(&found, "forwarding", "problem", "net.ipv4.ip_forward = 0");
     check(&found, "rp_filter", "problem", "uplink2");
+    check(&found, "multipath-hash", "warning", "net.ipv4.fib_multipath_hash_policy = 0");
+    check(&found, "nexthop-compat-mode", "warning", "net.ipv4.nexthop_compat_mode = 1");
     check(&found, "forward-policy", "problem", "iptables-nft");
     check(&found, "cni-configuration", "problem", "05-other.conflist");
     check(&found, "cni-plugin", "problem", "manx is not in");
@@ -82,13 +86,22 @@ fn what_is_broken_on_the_host_is_found_and_what_is_mended_is_not() {
 
     other("iptables-nft -P FORWARD ACCEPT");
     other("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=2");
+    other("sysctl -qw net.ipv4.fib_multipath_hash_policy=1 net.ipv6.fib_multipath_hash_policy=1");
+    other("sysctl -qw net.ipv4.nexthop_compat_mode=0");
     other("iptables-nft -t nat -F KUBE-SEP-A");
     node.net.ip("link del cni0");
     fs::remove_file(node.path("net.d/05-other.conflist")).unwrap();
     let (_, found) = doctor(&node);
-    for name in
-        ["forwarding", "rp_filter", "forward-policy", "cni-configuration", "pod-cidrs", "service-targets"]
-    {
+    for name in [
+        "forwarding",
+        "rp_filter",
+        "multipath-hash",
+        "nexthop-compat-mode",
+        "forward-policy",
+        "cni-configuration",
+        "pod-cidrs",
+        "service-targets",
+    ] {
         check(&found, name, "ok", "");
     }
 }
