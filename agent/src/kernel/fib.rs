@@ -42,7 +42,7 @@ pub use route::{Neighbor, Neighbors, NextHop, NextHops, Route};
 use table::Table;
 
 use super::Family;
-use super::netlink::NetlinkError;
+use super::netlink::{MONITOR_SOCKET_BUFFER, NetlinkError};
 
 /// The routing protocol number of our routes (`manx` in rt_protos.d).
 pub const PROTOCOL: u8 = 77;
@@ -67,11 +67,19 @@ pub struct FibConfig {
     pub table: u32,
     /// Nexthop objects where the kernel has them; without, each route names its neighbours itself.
     pub objects: bool,
+    /// Room for the kernel's notifications, in bytes. When there is too little the tables are read again.
+    pub socket_buffer: usize,
 }
 
 impl Default for FibConfig {
     fn default() -> Self {
-        Self { protocol: PROTOCOL, metric: METRIC, table: TABLE_MAIN, objects: true }
+        Self {
+            protocol: PROTOCOL,
+            metric: METRIC,
+            table: TABLE_MAIN,
+            objects: true,
+            socket_buffer: MONITOR_SOCKET_BUFFER,
+        }
     }
 }
 

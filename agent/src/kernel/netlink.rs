@@ -50,7 +50,7 @@ const RECEIVE_BUFFER: usize = 64 << 10;
 /// Socket buffer for answers: 256 error answers with texts fit many times over.
 const REQUEST_SOCKET_BUFFER: usize = 4 << 20;
 /// Socket buffer for notifications: a burst of tens of thousands fits; what does not fit is told by ENOBUFS.
-const MONITOR_SOCKET_BUFFER: usize = 32 << 20;
+pub const MONITOR_SOCKET_BUFFER: usize = 32 << 20;
 
 /// Why a netlink exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -282,11 +282,16 @@ impl Netlink {
     }
 
     /// A non-blocking socket that receives the notifications of these rtnetlink groups (RTNLGRP_ numbers).
-    /// `filter` is a classic BPF program over the message, run in the kernel: what it drops costs nothing here.
-    pub fn route_monitor(groups: &[u32], filter: &[SockFilter]) -> Result<Self, NetlinkError> {
+    /// `filter` is a classic BPF program over the message, run in the kernel: what it drops costs nothing here. What does not
+    /// fit into `socket_buffer`, in bytes, is lost and told as [`NetlinkError::Overrun`].
+    pub fn route_monitor(
+        groups: &[u32],
+        filter: &[SockFilter],
+        socket_buffer: usize,
+    ) -> Result<Self, NetlinkError> {
         let open = |source| NetlinkError::Open { family: "route", source };
         let this = Self::open(netlink_sys::protocols::NETLINK_ROUTE, "route")?;
-        this.grow_buffer(MONITOR_SOCKET_BUFFER)?;
+        this.size_buffer(socket_buffer)?;
         if !filter.is_empty() {
             SockRef::from(&this.socket).attach_filter(filter).map_err(open)?;
         }
@@ -301,7 +306,7 @@ impl Netlink {
     /// [`Netlink::drain`] returns when there are some.
     pub fn netfilter_monitor(group: u32) -> Result<Self, NetlinkError> {
         let this = Self::open(netlink_sys::protocols::NETLINK_NETFILTER, "netfilter")?;
-        this.grow_buffer(MONITOR_SOCKET_BUFFER)?;
+        this.size_buffer(MONITOR_SOCKET_BUFFER)?;
         let joined = this.socket.add_membership(group);
         joined.map_err(|source| NetlinkError::Open { family: "netfilter", source })?;
         Ok(this)
@@ -424,14 +429,14 @@ impl Netlink {
         let open = |source| NetlinkError::Open { family: self.family, source };
         self.socket.set_ext_ack(true).map_err(open)?;
         self.socket.set_cap_ack(true).map_err(open)?;
-        self.grow_buffer(REQUEST_SOCKET_BUFFER)?;
+        self.size_buffer(REQUEST_SOCKET_BUFFER)?;
         let deadline = TimeVal::seconds(ANSWER_DEADLINE.as_secs() as i64);
         setsockopt(&self.socket, sockopt::ReceiveTimeout, &deadline).map_err(|e| open(e.into()))?;
         Ok(self)
     }
 
     /// Beyond `net.core.rmem_max` where we may, as far as it goes where we may not.
-    fn grow_buffer(&self, bytes: usize) -> Result<(), NetlinkError> {
+    fn size_buffer(&self, bytes: usize) -> Result<(), NetlinkError> {
         if setsockopt(&self.socket, sockopt::RcvBufForce, &bytes).is_err() {
             self.socket
                 .set_rx_buf_sz(i32::try_from(bytes).expect("our own constants fit"))

@@ -49,6 +49,11 @@ fn set(fib: &FibHandle, prefix: &str, route: Option<Route>) {
     settled(fib);
 }
 
+/// 20.0.0.0/24 and those that follow.
+fn prefixes(count: u32) -> impl Iterator<Item = IpNetwork> {
+    (0..count).map(|i| IpNetwork::new((0x1400_0000 + (i << 8)).to_be_bytes().into(), 24).unwrap())
+}
+
 /// Prefix to what `ip route` says leads there, of one protocol; several entries at a prefix are joined by `|`.
 fn kernel(family: Family, protocol: &str) -> BTreeMap<String, String> {
     let flag = if family == Family::Ipv4 { "-4" } else { "-6" };
@@ -328,6 +333,33 @@ fn routes_that_a_link_took_along_return_with_it() {
             assert_eq!(fib.stats().repairs, 0, "nobody but the kernel did it");
         });
     }
+}
+
+/// Trap 1: the kernel drops notifications for which a socket has no room, and says ENOBUFS. What they told is found by reading.
+#[test]
+fn what_the_kernel_had_no_room_to_tell_is_found_by_reading() {
+    with_two_links(|| {
+        const N: usize = 3000;
+        // As little as the kernel allows: a few messages.
+        let fib = Fib::spawn(FibConfig { socket_buffer: 1, ..FibConfig::default() }).unwrap();
+        settled(&fib);
+        let route = via(&[("192.0.2.2", "v0")]);
+        fib.set(prefixes(N as u32).map(|prefix| (prefix, Some(route.clone()))));
+        settled(&fib);
+        assert_eq!(fib.stats().overruns, 0, "what it does itself is not told");
+        let written = fib.stats().written;
+        let file = std::env::temp_dir().join(format!("manx-deletions-{}", std::process::id()));
+        let lines: String =
+            prefixes(N as u32).map(|prefix| format!("route del {prefix} proto 77\n")).collect();
+        std::fs::write(&file, lines).unwrap();
+        ip(&format!("-batch {}", file.display()));
+        std::fs::remove_file(&file).unwrap();
+        eventually("messages are lost", || fib.stats().overruns > 0);
+        eventually("all are back", || {
+            fib.stats().installed(Family::Ipv4) == N && ip("route show proto 77").lines().count() == N
+        });
+        assert!(fib.stats().written >= written + N as u64, "{:?}", fib.stats());
+    });
 }
 
 /// A multipath route stays when one of its links goes; what the kernel made of it is not taken for a change.

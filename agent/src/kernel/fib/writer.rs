@@ -88,7 +88,7 @@ impl Writer {
             RTNLGRP_IPV6_ROUTE,
         ];
         groups.extend(objects.then_some(RTNLGRP_NEXTHOP));
-        let monitor = Netlink::route_monitor(&groups, &not_caused_by(requests.port()))?;
+        let monitor = Netlink::route_monitor(&groups, &not_caused_by(requests.port()), config.socket_buffer)?;
         Ok(Self {
             ownership,
             shared,

@@ -14,7 +14,9 @@ use super::{LinkEvent, RTM_DELLINK};
 use crate::kernel::Family;
 use crate::kernel::fib::object::{self, KernelObject, RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
 use crate::kernel::fib::{KernelRoute, PROTOCOL, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, TABLE_MAIN};
-use crate::kernel::netlink::{Batch, Header, NLM_F_DUMP, NLM_F_REPLACE, Netlink, NetlinkError};
+use crate::kernel::netlink::{
+    Batch, Header, MONITOR_SOCKET_BUFFER, NLM_F_DUMP, NLM_F_REPLACE, Netlink, NetlinkError,
+};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
@@ -56,11 +58,12 @@ impl Follower {
     pub(super) fn open(events: mpsc::Sender<LinkEvent>, end: UnixStream) -> Result<Self, NetlinkError> {
         let mut groups = GROUPS.to_vec();
         groups.push(NEXTHOP_GROUP);
-        let (monitor, objects) = match Netlink::route_monitor(&groups, &not_our_routes()) {
-            Ok(monitor) => (monitor, true),
-            // No such group.
-            Err(_) => (Netlink::route_monitor(&GROUPS, &not_our_routes())?, false),
-        };
+        let (monitor, objects) =
+            match Netlink::route_monitor(&groups, &not_our_routes(), MONITOR_SOCKET_BUFFER) {
+                Ok(monitor) => (monitor, true),
+                // No such group.
+                Err(_) => (Netlink::route_monitor(&GROUPS, &not_our_routes(), MONITOR_SOCKET_BUFFER)?, false),
+            };
         let mut requests = Netlink::route()?;
         let snapshot = read(&mut requests, objects)?;
         let now = Instant::now();

@@ -23,10 +23,6 @@ fn at(gateway: &str, link: &str) -> Neighbors {
     [neighbor].into_iter().collect()
 }
 
-fn prefixes(count: u32) -> impl Iterator<Item = IpNetwork> {
-    (0..count).map(|i| IpNetwork::new((0x1400_0000 + (i << 8)).to_be_bytes().into(), 24).unwrap())
-}
-
 #[test]
 fn one_object_a_next_hop_and_a_group_for_several_as_long_as_routes_need_them() {
     with_two_links(|| {
