@@ -177,6 +177,28 @@ fn a_dead_path_is_seen_at_both_ends_within_some_detection_times(
     assert_eq!(node.peer(2).bfd.unwrap().flaps, 1);
 }
 
+/// Trap 7: BFD has a thread of its own, so that a speaker which is busy for many detection times takes nothing down.
+#[test]
+fn trap_7_bfd_is_not_starved_by_a_speaker_that_is_busy() {
+    let rack = Rack::new(2);
+    let (far, node) = joined(&rack, Kind::Bird, Over::V4);
+    // Long intervals: this is about the threads of the speaker, not about how busy the machine is.
+    let interval = Duration::from_millis(300);
+    let bfd = BfdConfig { min_tx: interval, min_rx: interval, ..BfdConfig::default() };
+    node.set_peer(PeerConfig { bfd: Some(bfd), ..watched(Over::V4) });
+    eventually(|| match node.peer(2).bfd {
+        Some(bfd) if bfd.detection_time == Some(3 * interval) => Ok(()),
+        bfd => Err(bfd),
+    });
+    let flaps = (node.peer(2).flaps, node.peer(2).bfd.unwrap().flaps);
+    node.with(move |_, _| std::thread::sleep(20 * interval));
+    assert!(far.bfd_is_up() && far.established(), "{}{}", far.bfd(), far.bgp());
+    let peer = node.peer(2);
+    let bfd = peer.bfd.unwrap();
+    assert_eq!((peer.state, bfd.state), ("Established", "Up"));
+    assert_eq!((peer.flaps, bfd.flaps), flaps);
+}
+
 /// Trap 6: AdminDown goes out before the connections close, and helpers keep our routes until we are back.
 #[rstest]
 fn trap_6_an_orderly_restart_under_bfd_costs_no_route(#[values(Kind::Bird, Kind::Frr)] kind: Kind) {
