@@ -34,6 +34,7 @@ mod command {
     pub(super) const LIST: u16 = 7;
     pub(super) const ADD: u16 = 9;
     pub(super) const DELETE: u16 = 10;
+    pub(super) const TEST: u16 = 11;
     pub(super) const TYPE: u16 = 13;
 }
 
@@ -60,6 +61,8 @@ mod attribute {
     pub(super) const IPV6: u16 = 2;
 }
 
+/// IPSET_ERR_EXIST: the member that was asked for is not in the set.
+const NOT_THERE: i32 = 4103;
 /// IPSET_ERR_BUSY: a rule or another set speaks of it.
 const IN_USE: i32 = 4100;
 /// Several times an RCU grace period, which is what the kernel needs to be through with a deleted rule.
@@ -153,6 +156,27 @@ impl Ipsets {
     /// The set is missing, or a member is not of its type.
     pub fn delete(&mut self, name: &str, members: &[Member]) -> Result<(), IpsetError> {
         self.change(command::DELETE, name, members)
+    }
+
+    /// Whether a set has a member. A look of microseconds, for those who wait for one.
+    ///
+    /// # Errors
+    /// The set is missing, or the member is not of its type.
+    pub fn contains(&mut self, name: &str, member: &Member) -> Result<bool, IpsetError> {
+        let mut batch = Batch::new();
+        message(&mut batch, command::TEST, 0, Some(name), |m| {
+            m.nest(NLA_F_NESTED | attribute::DATA, |m| put(m, member));
+        });
+        let mut refused = None;
+        self.socket.exchange(&mut batch, |_, refusal| refused = Some(refusal))?;
+        match refused {
+            None => Ok(true),
+            Some(refusal) if refusal.errno == NOT_THERE => Ok(false),
+            Some(refusal) => {
+                let what = format!("looking into set {name}");
+                Err(IpsetError::Refused { what, reason: reason(&refusal) })
+            }
+        }
     }
 
     /// Destroys a set; one that is not there is no error. A rule that has just been deleted holds its sets until the kernel
@@ -428,7 +452,7 @@ fn reason(refusal: &Refusal) -> String {
         4099 => "the kernel's limit of sets is reached".to_owned(),
         IN_USE => "a rule or another set still uses it".to_owned(),
         4102 => "a set of this name has another type".to_owned(),
-        4103 => "already there, or not there".to_owned(),
+        NOT_THERE => "already there, or not there".to_owned(),
         4104 => "not a usable prefix length".to_owned(),
         4106 | 4109 | 4110 => "an address of the wrong family".to_owned(),
         4352 => "the set is full (maxelem)".to_owned(),

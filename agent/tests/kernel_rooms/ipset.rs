@@ -76,6 +76,7 @@ fn sets_of_every_kind_hold_what_was_put_into_them() {
             sets.add(name, &members).unwrap();
             sets.add(name, &members).unwrap();
             assert_eq!(saved(name), expected, "{name}");
+            assert!(members.iter().all(|member| sets.contains(name, member).unwrap()), "{name}");
             let header = run("ipset", &["save", name]);
             assert!(header.contains(kind.as_str()) && header.contains("maxelem 64"), "{header}");
         }
