@@ -4,12 +4,11 @@
 mod bgp;
 mod classic;
 mod cni;
+mod policy;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use manx_policy::drops;
-use manx_policy::model::Direction;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -22,35 +21,11 @@ use crate::kernel;
 use crate::kernel::fib::FibStats;
 
 pub use cni::{Answered, CniCounters, Request};
+pub use policy::ApplyTimes;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
-}
-
-/// Policies that deny are few; all other drops are told by reason alone.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DropLabels {
-    kind: &'static str,
-    namespace: String,
-    policy: String,
-    direction: &'static str,
-    reason: &'static str,
-}
-
-impl DropLabels {
-    fn of(kind: &drops::Kind) -> Self {
-        let policy = kind.policy.as_ref();
-        DropLabels {
-            kind: policy.map_or("", |policy| policy.kind.as_str()),
-            namespace: policy
-                .and_then(|policy| policy.namespace.as_ref())
-                .map_or(String::new(), ToString::to_string),
-            policy: policy.map_or(String::new(), |policy| policy.name.to_string()),
-            direction: kind.direction.map_or("", Direction::as_str),
-            reason: kind.reason.as_str(),
-        }
-    }
 }
 
 /// How a scraper wants its text.
@@ -102,25 +77,7 @@ pub async fn render(api: &Api, format: Format) -> Result<String, fmt::Error> {
     if let Some(policy) = &api.policy
         && let Ok(Some((status, kernel))) = Api::ask_policy(policy, |e, k| (e.status(), k.clone())).await
     {
-        gauge(&mut registry, "policy_endpoints", "Pod interfaces on this node", status.endpoints);
-        gauge(
-            &mut registry,
-            "policy_endpoints_in_force",
-            "Of these, those whose policy is in the kernel",
-            status.endpoints_in_force,
-        );
-        let took = Gauge::<f64, AtomicU64>::default();
-        took.set(kernel.last_applied.map_or(0.0, |(_, took)| took.as_secs_f64()));
-        registry.register("policy_apply_seconds", "What the last application took", took);
-        let drops = Family::<DropLabels, Counter<u64, AtomicU64>>::default();
-        for (kind, packets) in kernel.dropped.iter() {
-            drops.get_or_create(&DropLabels::of(kind)).inc_by(*packets);
-        }
-        let help =
-            "Packets of pods dropped, by policy and reason; read from the counters of rules every 30 seconds";
-        registry.register("policy_drops", help, drops);
-        let help = "Times that rules of ours were put right after another program had changed them";
-        registry.register("policy_repairs", help, counter(kernel.repairs));
+        policy::register(&mut registry, &status, &kernel, &api.applied);
     }
     if let Some(ipam) = server::addresses(api).await {
         api.cni.register(&mut registry);

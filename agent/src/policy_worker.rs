@@ -29,6 +29,7 @@ use crate::kernel::iptables::Backend;
 use crate::kernel::legacy_watch::{self, Disturbance};
 use crate::kernel::nft_watch;
 use crate::kernel::policy::PolicyKernel;
+use crate::metrics::ApplyTimes;
 
 /// First wait after a failed application; doubled each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -170,7 +171,8 @@ pub enum SpawnError {
     Thread(#[from] std::io::Error),
 }
 
-/// Starts the thread in the network namespace of the caller. `notify` is called after each change of the [`Kernel`].
+/// Starts the thread in the network namespace of the caller. `times` is told what each change took; `notify` is called after
+/// each change of the [`Kernel`].
 ///
 /// It runs until it is told to stop or all handles are gone.
 ///
@@ -180,6 +182,7 @@ pub fn spawn(
     engine: Engine,
     kernel: PolicyKernel,
     health: Health,
+    times: ApplyTimes,
     notify: impl Fn(&Kernel) + Send + 'static,
 ) -> Result<PolicyHandle, SpawnError> {
     let (inbox, outbox) = channel();
@@ -204,6 +207,7 @@ pub fn spawn(
         engine,
         kernel,
         health,
+        times,
         notify: Box::new(notify),
         shown: Kernel::default(),
         waiting: BTreeMap::new(),
@@ -230,6 +234,7 @@ struct Worker {
     engine: Engine,
     kernel: PolicyKernel,
     health: Health,
+    times: ApplyTimes,
     notify: Box<dyn Fn(&Kernel) + Send>,
     shown: Kernel,
     /// Whom to tell once an endpoint's policy is in force.
@@ -509,13 +514,15 @@ impl Worker {
             tracing::trace!(?plan, "policy plan");
             let started = Instant::now();
             let outcome = self.kernel.execute(&plan);
-            self.shown.last_applied = Some((outcome.at, started.elapsed()));
+            let took = started.elapsed();
+            self.times.observe(took);
+            self.shown.last_applied = Some((outcome.at, took));
             let failure = outcome.results.iter().find_map(|r| match r {
                 StepResult::Failed(reason) => Some(reason.clone()),
                 StepResult::Done | StepResult::Skipped => None,
             });
             let of_sets = failed_at_sets_alone(&plan, &outcome);
-            tracing::debug!(steps = plan.steps.len(), elapsed = ?started.elapsed(), failed = failure.is_some(), "policy plan executed");
+            tracing::debug!(steps = plan.steps.len(), elapsed = ?took, failed = failure.is_some(), "policy plan executed");
             self.engine.applied(plan.id, outcome);
             if let Some(reason) = failure {
                 // What a set's policies would open stays closed; the rest need not wait for it.

@@ -28,7 +28,7 @@ use crate::kernel::Family;
 use crate::kernel::fib::{FibHandle, RouteState};
 use crate::kernel::link::LinksHandle;
 use crate::kernel::sysctl;
-use crate::metrics::CniCounters;
+use crate::metrics::{ApplyTimes, CniCounters};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::view::{self, ApiError, EpochSeconds, ErrorCode, FibState, paths};
 
@@ -45,7 +45,7 @@ pub struct Api {
     pub clock: Clock,
     /// When the agent started.
     pub started: EpochSeconds,
-    /// Where the manifests are.
+    /// What is followed: manifests or a server, and where it is.
     pub source: view::SourceStatus,
     /// Where an order to drain is kept.
     pub drained: OrderFile,
@@ -69,6 +69,8 @@ pub struct Api {
     pub store: Option<Store>,
     /// What the plugin has asked.
     pub cni: CniCounters,
+    /// How long the packet filter took for each change.
+    pub applied: ApplyTimes,
 }
 
 pub(super) type Answer<T> = Result<Json<T>, Refusal>;

@@ -31,7 +31,7 @@ use crate::kernel::iptables::{Backend, IptablesError};
 use crate::kernel::link::Links;
 use crate::kernel::policy::PolicyKernel;
 use crate::kernel::sysctl;
-use crate::metrics::CniCounters;
+use crate::metrics::{ApplyTimes, CniCounters};
 use crate::options::{self, Feature, Jumps, Options, SourceOptions};
 use crate::policy_worker::{self, PolicyHandle};
 use crate::routes::{NextHops, Routes};
@@ -72,8 +72,9 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         true => Some(backend(options.iptables_backend).context("the packet filter cannot be written")?),
         false => None,
     };
+    let applied = ApplyTimes::default();
     let policy = match backend.filter(|_| options.enabled(Feature::Policy)) {
-        Some(backend) => Some(start_policy(&options, backend, &attached, &health, &events)?),
+        Some(backend) => Some(start_policy(&options, backend, &attached, &health, applied.clone(), &events)?),
         None => None,
     };
     let counters = CniCounters::default();
@@ -146,6 +147,7 @@ pub(super) async fn start(options: Options) -> anyhow::Result<(Loop, mpsc::Recei
         links: links.clone(),
         store: store.filter(|_| cni.is_some()),
         cni: counters,
+        applied,
     });
     watch("admin API", &events, serve(admin, server::Access::Admin, api.clone()));
     watch("read-only API", &events, serve(read_only, server::Access::ReadOnly, api.clone()));
@@ -249,6 +251,7 @@ fn start_policy(
     backend: Backend,
     attached: &Endpoints,
     health: &Health,
+    applied: ApplyTimes,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<PolicyHandle> {
     let mut engine = Engine::new(EngineConfig {
@@ -270,7 +273,8 @@ fn start_policy(
         // The loop may be gone at the very end; nobody needs the news then.
         let _ = events.blocking_send(Event::Policy(kernel.clone()));
     };
-    policy_worker::spawn(engine, kernel, health.clone(), notify).context("cannot start the policy thread")
+    policy_worker::spawn(engine, kernel, health.clone(), applied, notify)
+        .context("cannot start the policy thread")
 }
 
 fn backend(option: options::Backend) -> Result<Backend, IptablesError> {

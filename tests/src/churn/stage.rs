@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use manx_agent::health::Health;
 use manx_agent::kernel::iptables::Backend;
 use manx_agent::kernel::policy::PolicyKernel;
+use manx_agent::metrics::ApplyTimes;
 use manx_agent::policy_worker::{self, PolicyHandle};
 use manx_policy::engine::{Engine, EngineConfig};
 use socket2::Type;
@@ -97,7 +98,7 @@ impl Stage {
         let policy = ground.node.enter(|| -> Result<PolicyHandle> {
             let engine = Engine::new(EngineConfig::new(NODE))?;
             let kernel = PolicyKernel::open(backend)?;
-            Ok(policy_worker::spawn(engine, kernel, Health::default(), |_| {})?)
+            Ok(policy_worker::spawn(engine, kernel, Health::default(), ApplyTimes::default(), |_| {})?)
         })??;
         Ok(Stage { ground, policy })
     }
