@@ -131,6 +131,7 @@ fn a_node_writes_its_state_and_events_on_its_transitions() {
     let owner = &first["metadata"]["ownerReferences"][0];
     let uid = server.get("v1", "Node", "", "n1").unwrap()["metadata"]["uid"].clone();
     assert_eq!((&owner["kind"], &owner["uid"]), (&json!("Node"), &uid));
+    server.set(bgp_peer("tor-a", "192.0.2.9"));
     let written = Instant::now();
     agent.is_now(|node| {
         node.asn = Some(65001);
@@ -142,6 +143,8 @@ fn a_node_writes_its_state_and_events_on_its_transitions() {
         (&event["reason"], &event["involvedObject"]["name"]),
         (&json!("SessionEstablished"), &json!("tor-a"))
     );
+    let uid = server.get("manx.dev/v1alpha1", "BGPPeer", "", "tor-a").unwrap()["metadata"]["uid"].clone();
+    assert_eq!(event["involvedObject"]["uid"], uid, "kubectl describe finds Events by the object's uid");
     let second = until("the next state", || state().filter(|s| s["status"]["asNumber"] == json!(65001)));
     assert!(written.elapsed() > Duration::from_secs(5), "ten seconds lie between writes");
     assert_eq!(second["status"]["establishedCount"], json!(1));

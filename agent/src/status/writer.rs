@@ -253,33 +253,46 @@ impl Node {
     }
 
     async fn write_event(&self, write: Write) -> Result<(u16, Value), String> {
-        let collection = EVENTS;
         let at = rfc3339(epoch_now());
         match write {
             Write::Count(name, count) => {
                 let patch = json!({"count": count, "lastTimestamp": at});
                 let call = Call { content_type: MERGE, value: &patch };
-                self.api.call(Method::PATCH, &format!("{collection}/{name}"), Some(call)).await
+                self.api.call(Method::PATCH, &format!("{EVENTS}/{name}"), Some(call)).await
             }
             Write::Create(name, happening) => {
                 let node = &self.settings.node;
-                let object = match &happening.about {
-                    // As the kubelet does: kubectl looks for Events of a Node by its name as uid.
-                    About::Node => json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}),
-                    About::Peer(peer) => {
-                        json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "name": peer})
-                    }
-                };
                 let event = json!({
                     "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"},
-                    "involvedObject": object, "reason": happening.reason, "message": happening.message,
+                    "involvedObject": self.involved(&happening.about).await?,
+                    "reason": happening.reason, "message": happening.message,
                     "type": if happening.warning { "Warning" } else { "Normal" }, "count": 1,
                     "firstTimestamp": at, "lastTimestamp": at,
                     "source": {"component": "manx-agent", "host": node},
                     "reportingComponent": "manx.dev/agent", "reportingInstance": node,
                 });
                 let call = Call { content_type: JSON, value: &event };
-                self.api.call(Method::POST, collection, Some(call)).await
+                self.api.call(Method::POST, EVENTS, Some(call)).await
+            }
+        }
+    }
+
+    /// What an Event is about, with the uid by which `kubectl describe` looks for it.
+    async fn involved(&self, about: &About) -> Result<Value, String> {
+        let node = &self.settings.node;
+        match about {
+            // As the kubelet does: Events of a Node are looked for by its name as uid.
+            About::Node => Ok(json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node})),
+            About::Peer(peer) => {
+                let path = format!("/apis/manx.dev/v1alpha1/bgppeers/{peer}");
+                let (_, object) = self.api.call(Method::GET, &path, None).await?;
+                let mut involved =
+                    json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "name": peer});
+                // One that is gone has none any more.
+                if let Some(uid) = object["metadata"]["uid"].as_str() {
+                    involved["uid"] = json!(uid);
+                }
+                Ok(involved)
             }
         }
     }
