@@ -20,20 +20,23 @@ use super::values::{self, Scalar};
 pub struct BgpPeerSpec {
     /// The nodes that have this peer; every node where it is left out.
     node_selector: Option<LabelSelectorSpec>,
-    /// Address of the peer. Exactly one of peerIP, interface, autoDiscover and peerRange names it.
+    /// Address of the peer. Exactly one of peerIP, interface, autoDiscover, peerRange and peerSelector names it.
     #[serde(rename = "peerIP")]
     peer_ip: Option<String>,
     /// Whoever connects from this prefix is a peer.
     peer_range: Option<String>,
     /// At most so many peers from peerRange at once; 100 where it is left out.
     max_peers: Option<i64>,
+    /// The peers are the other nodes with these labels, and these nodes have those of nodeSelector as peers in turn: route
+    /// reflectors, say. AS, port and who dials follow from the nodes.
+    peer_selector: Option<LabelSelectorSpec>,
     /// The peer is whoever sends router advertisements on this interface.
     interface: Option<String>,
     /// DefaultGateway: the peer is the gateway of the node's default route.
     auto_discover: Option<String>,
     /// TCP port of the peer.
     port: Option<i64>,
-    /// AS number of the peer. Exactly one of asNumber and remoteAS is there.
+    /// AS number of the peer. Exactly one of asNumber and remoteAS is there, with peerSelector neither.
     as_number: Option<Scalar>,
     /// Internal: the peer has our AS; External: any other.
     #[serde(rename = "remoteAS")]
@@ -72,7 +75,7 @@ pub struct BgpPeerSpec {
     remove_private_as: Option<bool>,
     /// Discard traffic to single addresses that the peer marks BLACKHOLE (RFC 7999).
     blackhole: Option<bool>,
-    /// The peer is our reflection client (RFC 4456).
+    /// The peer is our reflection client (RFC 4456). With peerSelector: the nodes that it picks reflect what the others tell.
     route_reflector_client: Option<bool>,
     /// TCP MD5 key (RFC 2385); the session stays down while it cannot be found.
     password: Option<PasswordSpec>,
@@ -159,8 +162,8 @@ pub struct BgpPeer {
     pub target: PeerTarget,
     /// Its TCP port.
     pub port: u16,
-    /// Its AS.
-    pub remote_as: RemoteAs,
+    /// Its AS; `None`: the peers are nodes, each with its own.
+    pub remote_as: Option<RemoteAs>,
     /// Our AS towards it instead of the node's.
     pub local_as: Option<Asn>,
     /// Hold time to offer; `None`: no hold timer.
@@ -193,7 +196,7 @@ pub struct BgpPeer {
     pub remove_private_as: bool,
     /// Discard traffic to single addresses that it marks BLACKHOLE (RFC 7999).
     pub blackhole: bool,
-    /// It is our reflection client (RFC 4456).
+    /// It is our reflection client (RFC 4456); of nodes: those that the selector picks have the others as clients.
     pub route_reflector_client: bool,
     /// Where the TCP MD5 key is; the session stays down while it cannot be found.
     pub password: Option<SecretKeyRef>,
@@ -223,6 +226,8 @@ pub enum PeerTarget {
         /// So many at once; 1 to 10000.
         max_peers: usize,
     },
+    /// `peerSelector`: the other nodes with these labels, and for those the nodes that the object is for.
+    Nodes(LabelSelector),
     /// `interface`: whoever sends router advertisements there.
     Interface(String),
     /// `autoDiscover: DefaultGateway`: every gateway of the node's default routes, of the families that are carried.
@@ -263,7 +268,11 @@ impl BgpPeer {
             .clone()
             .map(|selector| LabelSelector::validate(selector, "spec.nodeSelector", issues));
         let target = target(spec, issues);
-        let remote_as = remote_as(spec, issues);
+        let of_nodes = spec.peer_selector.is_some();
+        let remote_as = if of_nodes { None } else { remote_as(spec, issues) };
+        if of_nodes {
+            follows_from_nodes(spec, issues);
+        }
         let local_as =
             spec.local_as_number.as_ref().and_then(|n| issues.take("spec.localASNumber", values::asn(&n.0)));
         let port = spec.port.map(|p| values::number_within(p, 1, 65535).map(|p| p as u16));
@@ -320,10 +329,10 @@ impl BgpPeer {
         let peer = BgpPeer {
             name,
             node_selector,
-            // A missing target or AS is an issue already, so that these stand-ins never leave this function.
+            // A missing target is an issue already, so that this stand-in never leaves this function.
             target: target.unwrap_or(PeerTarget::DefaultGateway),
             port,
-            remote_as: remote_as.unwrap_or(RemoteAs::External),
+            remote_as,
             local_as,
             hold_time,
             keepalive,
@@ -354,36 +363,70 @@ impl BgpPeer {
 }
 
 fn target(spec: &BgpPeerSpec, issues: &mut Issues) -> Option<PeerTarget> {
-    const ONE_OF: &str = "exactly one of peerIP, interface, autoDiscover and peerRange names the peer";
+    const ONE_OF: &str =
+        "exactly one of peerIP, interface, autoDiscover, peerRange and peerSelector names the peer";
     if spec.max_peers.is_some() && spec.peer_range.is_none() {
         issues.add("spec.maxPeers", "goes with peerRange only");
     }
-    if let Some(range) = &spec.peer_range {
-        if (&spec.peer_ip, &spec.interface, &spec.auto_discover) != (&None, &None, &None) {
-            issues.add("spec", format!("{ONE_OF}: more than one is there"));
+    let BgpPeerSpec { peer_ip, interface: link, auto_discover, peer_range, peer_selector, .. } = spec;
+    let there = [
+        peer_ip.is_some(),
+        link.is_some(),
+        auto_discover.is_some(),
+        peer_range.is_some(),
+        peer_selector.is_some(),
+    ];
+    match there.iter().filter(|there| **there).count() {
+        1 => {}
+        count => {
+            let which = if count == 0 { "none is there" } else { "more than one is there" };
+            issues.add("spec", format!("{ONE_OF}: {which}"));
             return None;
         }
+    }
+    if let Some(ip) = peer_ip {
+        return issues.take("spec.peerIP", peer_address(ip)).map(PeerTarget::Address);
+    }
+    if let Some(name) = link {
+        return issues.take("spec.interface", interface(name)).map(PeerTarget::Interface);
+    }
+    if let Some(selector) = peer_selector {
+        let selector = LabelSelector::validate(selector.clone(), "spec.peerSelector", issues);
+        return Some(PeerTarget::Nodes(selector));
+    }
+    if let Some(range) = peer_range {
         let most = spec.max_peers.map(|n| values::number_within(n, 1, 10_000).map(|n| n as usize));
         let max_peers = issues.or("spec.maxPeers", most, 100);
         let range = issues.take("spec.peerRange", values::prefix(range))?;
         return Some(PeerTarget::Range { range, max_peers });
     }
-    match (&spec.peer_ip, &spec.interface, &spec.auto_discover) {
-        (Some(ip), None, None) => issues.take("spec.peerIP", peer_address(ip)).map(PeerTarget::Address),
-        (None, Some(name), None) => issues.take("spec.interface", interface(name)).map(PeerTarget::Interface),
-        (None, None, Some(how)) if how == "DefaultGateway" => Some(PeerTarget::DefaultGateway),
-        (None, None, Some(how)) => {
-            issues.add("spec.autoDiscover", format!("{how}: must be DefaultGateway"));
-            None
+    let how = auto_discover.as_deref().unwrap_or_default();
+    if how != "DefaultGateway" {
+        issues.add("spec.autoDiscover", format!("{how}: must be DefaultGateway"));
+        return None;
+    }
+    Some(PeerTarget::DefaultGateway)
+}
+
+/// What both ends of a session between nodes know of each other is not to be said again.
+fn follows_from_nodes(spec: &BgpPeerSpec, issues: &mut Issues) {
+    for (field, there) in [
+        ("spec.asNumber", spec.as_number.is_some()),
+        ("spec.remoteAS", spec.remote_as.is_some()),
+        ("spec.localASNumber", spec.local_as_number.is_some()),
+    ] {
+        if there {
+            issues.add(field, "cannot go with peerSelector: the AS of each node is known; leave it out");
         }
-        (None, None, None) => {
-            issues.add("spec", format!("{ONE_OF}: none is there"));
-            None
-        }
-        _ => {
-            issues.add("spec", format!("{ONE_OF}: more than one is there"));
-            None
-        }
+    }
+    if spec.port.is_some_and(|port| port != 179) {
+        issues.add("spec.port", "cannot go with peerSelector: nodes listen on BGPConfiguration's listenPort");
+    }
+    if spec.passive == Some(true) {
+        issues.add("spec.passive", "true: cannot go with peerSelector: of two nodes one dials; leave it out");
+    }
+    if spec.source_address.as_deref().is_some_and(|source| !matches!(source, "UseNodeIP" | "None")) {
+        issues.add("spec.sourceAddress", "an address cannot go with peerSelector, as each node has its own");
     }
 }
 
@@ -593,7 +636,7 @@ mod tests {
     fn address_and_as_are_enough() {
         let peer = validate(json!({})).unwrap();
         assert_eq!(peer.target, PeerTarget::Address("10.1.0.1".parse().unwrap()));
-        assert_eq!(peer.remote_as, RemoteAs::Asn(Asn(65001)));
+        assert_eq!(peer.remote_as, Some(RemoteAs::Asn(Asn(65001))));
         assert_eq!(peer.hold_time.unwrap().seconds(), 90);
         assert_eq!(peer.connect_retry, Duration::from_secs(5));
         assert_eq!(peer.families, Family::ALL);
@@ -619,6 +662,29 @@ mod tests {
         assert_eq!(of_100, PeerTarget::Range { range, max_peers: 100 });
         let of_3 = target(json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 3}));
         assert_eq!(of_3, PeerTarget::Range { range, max_peers: 3 });
+    }
+
+    #[test]
+    fn peers_may_be_nodes_by_their_labels() {
+        let of = |over: Value| validate(over);
+        let nodes =
+            json!({"peerIP": null, "asNumber": null, "peerSelector": {"matchLabels": {"role": "reflector"}}});
+        let peer = of(nodes.clone()).unwrap();
+        let PeerTarget::Nodes(selector) = &peer.target else { panic!("{peer:?}") };
+        assert_eq!((selector.to_string().as_str(), peer.remote_as), ("role=reflector", None));
+        for (field, value) in [
+            ("asNumber", json!(65001)),
+            ("remoteAS", json!("Internal")),
+            ("localASNumber", json!(65101)),
+            ("port", json!(1179)),
+            ("passive", json!(true)),
+            ("sourceAddress", json!("10.0.0.1")),
+        ] {
+            let mut over = nodes.clone();
+            over[field] = value;
+            let issues = of(over).unwrap_err();
+            assert_eq!((issues.len(), issues[0].path.as_str()), (1, format!("spec.{field}").as_str()));
+        }
     }
 
     #[test]
@@ -650,6 +716,8 @@ mod tests {
     #[case(json!({"peerIP": null, "peerRange": "10.1.0.1/24"}), "spec.peerRange", "10.1.0.1")]
     #[case(json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 0}), "spec.maxPeers", "0")]
     #[case(json!({"maxPeers": 3}), "spec.maxPeers", "peerRange only")]
+    #[case(json!({"asNumber": null, "peerSelector": {}}), "spec", "more than one is there")]
+    #[case(json!({"peerIP": null, "asNumber": null, "peerSelector": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}}), "spec.peerSelector.matchExpressions[0]", "must be In")]
     #[case(json!({"peerIP": "10.1.0"}), "spec.peerIP", "must be an IPv4 or IPv6 address")]
     #[case(json!({"peerIP": "224.0.0.5"}), "spec.peerIP", "no peer can have")]
     #[case(json!({"peerIP": "fe80::1"}), "spec.peerIP", "use interface")]

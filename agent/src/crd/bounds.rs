@@ -135,12 +135,29 @@ pub(super) fn bgp_peer() -> Vec<Bound> {
                      : duration(self.keepaliveTime) >= duration('1s') && duration(self.keepaliveTime) < duration(self.holdTime))";
     let spec = rules(&[
         (
-            "[has(self.peerIP), has(self.interface), has(self.autoDiscover), has(self.peerRange)].filter(x, x).size() == 1",
-            "exactly one of peerIP, interface, autoDiscover and peerRange names the peer",
+            "[has(self.peerIP), has(self.interface), has(self.autoDiscover), has(self.peerRange), has(self.peerSelector)]\
+             .filter(x, x).size() == 1",
+            "exactly one of peerIP, interface, autoDiscover, peerRange and peerSelector names the peer",
         ),
         (
-            "has(self.asNumber) != has(self.remoteAS)",
+            "has(self.peerSelector) || has(self.asNumber) != has(self.remoteAS)",
             "exactly one of asNumber and remoteAS names the peer's AS",
+        ),
+        (
+            "!has(self.peerSelector) || !(has(self.asNumber) || has(self.remoteAS) || has(self.localASNumber))",
+            "no AS number can go with peerSelector: that of each node is known; leave it out",
+        ),
+        (
+            "!has(self.peerSelector) || !has(self.port) || self.port == 179",
+            "port cannot go with peerSelector: nodes listen on BGPConfiguration's listenPort",
+        ),
+        (
+            "!has(self.peerSelector) || !has(self.passive) || !self.passive",
+            "passive cannot go with peerSelector: of two nodes one dials; leave it out",
+        ),
+        (
+            "!has(self.peerSelector) || !has(self.sourceAddress) || self.sourceAddress in ['UseNodeIP', 'None']",
+            "an address as sourceAddress cannot go with peerSelector, as each node has its own",
         ),
         ("!has(self.maxPeers) || has(self.peerRange)", "maxPeers goes with peerRange only"),
         (keepalive, "keepaliveTime must be at least 1s and less than holdTime; with holdTime 0 leave it out"),
@@ -181,21 +198,6 @@ pub(super) fn bgp_peer() -> Vec<Bound> {
     let filters = json!({"maxItems": 32, "x-kubernetes-list-type": "atomic"});
     let mut bounds = vec![
         ("spec", json!({"x-kubernetes-validations": spec})),
-        ("spec.nodeSelector", json!({"x-kubernetes-map-type": "atomic"})),
-        ("spec.nodeSelector.matchExpressions", json!({"maxItems": 64, "x-kubernetes-list-type": "atomic"})),
-        (
-            "spec.nodeSelector.matchExpressions[]",
-            json!({"x-kubernetes-validations": rules(&[(
-                "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
-                "In and NotIn need values, Exists and DoesNotExist take none",
-            )])}),
-        ),
-        ("spec.nodeSelector.matchExpressions[].key", json!({"minLength": 1, "maxLength": 317})),
-        ("spec.nodeSelector.matchExpressions[].operator", one_of(&["In", "NotIn", "Exists", "DoesNotExist"])),
-        (
-            "spec.nodeSelector.matchExpressions[].values",
-            json!({"maxItems": 1024, "x-kubernetes-list-type": "atomic"}),
-        ),
         (
             "spec.peerIP",
             json!({"maxLength": 45, "x-kubernetes-validations": rules(&[(
@@ -309,6 +311,35 @@ pub(super) fn bgp_peer() -> Vec<Bound> {
             )])}),
         ),
     ];
+    macro_rules! label_selector {
+        ($field:literal) => {
+            bounds.extend([
+                ($field, json!({"x-kubernetes-map-type": "atomic"})),
+                (
+                    concat!($field, ".matchExpressions"),
+                    json!({"maxItems": 64, "x-kubernetes-list-type": "atomic"}),
+                ),
+                (
+                    concat!($field, ".matchExpressions[]"),
+                    json!({"x-kubernetes-validations": rules(&[(
+                        "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
+                        "In and NotIn need values, Exists and DoesNotExist take none",
+                    )])}),
+                ),
+                (concat!($field, ".matchExpressions[].key"), json!({"minLength": 1, "maxLength": 317})),
+                (
+                    concat!($field, ".matchExpressions[].operator"),
+                    one_of(&["In", "NotIn", "Exists", "DoesNotExist"]),
+                ),
+                (
+                    concat!($field, ".matchExpressions[].values"),
+                    json!({"maxItems": 1024, "x-kubernetes-list-type": "atomic"}),
+                ),
+            ]);
+        };
+    }
+    label_selector!("spec.nodeSelector");
+    label_selector!("spec.peerSelector");
     bounds.extend(conditions("status.conditions"));
     bounds
 }

@@ -254,6 +254,8 @@ fn peer(over: Value) -> Value {
 #[case(true, json!({"peerIP": null, "autoDiscover": "DefaultGateway"}))]
 #[case(true, json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 3}))]
 #[case(true, json!({"asNumber": null, "remoteAS": "Internal", "routeReflectorClient": true}))]
+#[case(true, json!({"peerIP": null, "asNumber": null, "peerSelector": {"matchLabels": {"role": "reflector"}}, "routeReflectorClient": true}))]
+#[case(true, json!({"peerIP": null, "asNumber": null, "peerSelector": {}, "sourceAddress": "None", "port": 179, "passive": false}))]
 #[case(true, json!({"holdTime": "0", "keepaliveTime": "0"}))]
 #[case(true, json!({"holdTime": "1m30s", "keepaliveTime": "30s"}))]
 #[case(true, json!({"holdTime": "3000ms"}))]
@@ -277,6 +279,15 @@ fn peer(over: Value) -> Value {
 #[case(false, json!({"peerIP": null, "peerRange": "10.1.0.0"}))]
 #[case(false, json!({"peerIP": null, "peerRange": "10.1.0.0/24", "maxPeers": 0}))]
 #[case(false, json!({"maxPeers": 3}))]
+#[case(false, json!({"peerSelector": {}}))]
+#[case(false, json!({"asNumber": null, "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "remoteAS": "Internal", "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "localASNumber": 65101, "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "port": 1179, "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "passive": true, "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "sourceAddress": "10.0.0.1", "peerSelector": {}}))]
+#[case(false, json!({"peerIP": null, "asNumber": null, "peerSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}))]
 #[case(false, json!({"peerIP": "10.1.0"}))]
 #[case(false, json!({"peerIP": "tor-a.example"}))]
 #[case(false, json!({"peerIP": "0.0.0.0"}))]
@@ -440,6 +451,7 @@ fn a_network_configuration_is_judged_alike(#[case] good: bool, #[case] name: &st
 #[case("BGPPeer", "tor-a", peer(json!({"bfd": {}, "addPath": {}, "shutdown": {}})))]
 #[case("BGPPeer", "tor-a", peer(json!({"peerIP": null, "peerRange": "10.1.0.0/24"})))]
 #[case("BGPPeer", "tor-a", peer(json!({"peerIP": null, "interface": "eth1"})))]
+#[case("BGPPeer", "rr", peer(json!({"peerIP": null, "asNumber": null, "peerSelector": {}})))]
 fn defaults_change_nothing(#[case] kind: &str, #[case] name: &str, #[case] spec: Value) {
     let short = object(kind, name, &spec);
     let full = Server::of(kind).admit(&short).unwrap();
@@ -478,6 +490,11 @@ fn every_rule_has_been_broken_by_one_of_these() {
         ),
         ("BGPPeer", peer(json!({"peerIP": null, "peerRange": "10.0.0.1/8"}))),
         ("BGPPeer", peer(json!({"peerIP": null, "interface": ".."}))),
+        (
+            "BGPPeer",
+            peer(json!({"port": 1179, "passive": true, "sourceAddress": "10.0.0.1",
+                        "peerSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}})),
+        ),
         ("BGPPeer", peer(json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}))),
         (
             "BGPConfiguration",

@@ -1,6 +1,6 @@
-//! Which peers this node has: the BGPPeer objects that select it, or the mesh of all nodes.
+//! Which peers this node has: the BGPPeer objects that select it, nodes by their labels, or the mesh of all nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,13 +26,18 @@ pub(super) fn peers(
     let mut peers = BTreeMap::new();
     for said in heard.of(node) {
         let peer = said.peer;
+        if let PeerTarget::Nodes(_) = peer.target {
+            let others = desired.nodes.values().filter(|other| other.name != node.name);
+            peers.extend(others.filter_map(|other| by_label(desired, heard, said, node, other, local)));
+            continue;
+        }
         let at = |name: String, address: IpAddr| PeerConfig {
             source: source(peer, address, node, local),
-            ..PeerConfig::new(name, address, peer.remote_as)
+            ..PeerConfig::new(name, address, remote_as(peer))
         };
         // Its link has a link-local address, and that is the one to dial from.
         let on = |name: String, interface: &str| {
-            PeerConfig::on_interface(name, interface.to_owned(), peer.remote_as)
+            PeerConfig::on_interface(name, interface.to_owned(), remote_as(peer))
         };
         let configs = match &peer.target {
             PeerTarget::Address(address) => vec![at(peer.name.clone(), *address)],
@@ -48,7 +53,7 @@ pub(super) fn peers(
                 };
                 gateways.map(config).collect()
             }
-            PeerTarget::Range { .. } => Vec::new(),
+            PeerTarget::Range { .. } | PeerTarget::Nodes(_) => Vec::new(),
         };
         peers.extend(
             configs.into_iter().map(|config| (config.name.clone(), declared(desired, heard, said, config))),
@@ -60,11 +65,25 @@ pub(super) fn peers(
         Mesh::Auto => !heard.any_of_ours(),
     };
     if mesh {
-        for other in desired.nodes.values().filter(|n| n.name != node.name) {
-            peers.extend(mesh_peers(heard, node, other, local));
-        }
+        let declared: BTreeSet<IpAddr> = peers.values().filter_map(|peer| address(&peer.config)).collect();
+        let others = desired.nodes.values().filter(|n| n.name != node.name);
+        let mesh = others.filter_map(|other| of_mesh(heard, node, other, local));
+        // One session to each, and what an object says of it goes over the mesh.
+        peers.extend(mesh.filter(|(_, peer)| address(&peer.config).is_none_or(|ip| !declared.contains(&ip))));
     }
     peers
+}
+
+fn address(config: &PeerConfig) -> Option<IpAddr> {
+    match config.target {
+        manx_bgp::speaker::PeerTarget::Address(address) => Some(address),
+        manx_bgp::speaker::PeerTarget::Interface(_) => None,
+    }
+}
+
+/// The AS of a peer that is no node.
+fn remote_as(peer: &BgpPeer) -> RemoteAs {
+    peer.remote_as.expect("a valid peer that is no node comes with its AS")
 }
 
 /// The ranges from which peers may connect to `node`, by name of their object.
@@ -73,7 +92,7 @@ pub(super) fn ranges(desired: &Desired, heard: &Heard<'_>, node: &Node) -> BTree
     for said in heard.of(node) {
         let peer = said.peer;
         if let PeerTarget::Range { range, max_peers } = peer.target {
-            let anybody = PeerConfig::new(peer.name.clone(), range.addr(), peer.remote_as);
+            let anybody = PeerConfig::new(peer.name.clone(), range.addr(), remote_as(peer));
             let PeerIntent { config: template, mut info } = declared(desired, heard, said, anybody);
             (info.required, info.settings.passive) = (false, true);
             let config = PeerRange { name: peer.name.clone(), range, max_peers, template };
@@ -104,7 +123,7 @@ fn gateways<'a>(
         heard.of(node).any(|other| match &other.peer.target {
             PeerTarget::Address(address) => *address == gateway.address,
             PeerTarget::Interface(name) => gateway.is_link_local() && *name == gateway.interface,
-            PeerTarget::Range { .. } | PeerTarget::DefaultGateway => false,
+            PeerTarget::Range { .. } | PeerTarget::Nodes(_) | PeerTarget::DefaultGateway => false,
         })
     };
     let carried = desired.gateways.iter().filter(|gateway| peer.families.contains(&gateway.family));
@@ -177,29 +196,51 @@ fn source(peer: &BgpPeer, address: IpAddr, node: &Node, local: &[IpNetwork]) -> 
     }
 }
 
-/// One session to another node, over the first family in which both have an address; it carries both families where
-/// both nodes have both. The node with the lower BGP identifier waits for the other to dial, so that no two
-/// connections ever cross.
-fn mesh_peers(
+/// A session with another node by the labels of either; `None`: the object does not join these two.
+fn by_label(
+    desired: &Desired,
+    heard: &Heard<'_>,
+    said: &HeardPeer<'_>,
+    node: &Node,
+    other: &Node,
+    local: &[IpNetwork],
+) -> Option<(String, PeerIntent)> {
+    let near = said.picks(node) && said.seeks(other);
+    let far = said.seeks(node) && said.picks(other);
+    if !near && !far {
+        return None;
+    }
+    let peer = said.peer;
+    let base = between_nodes(heard, node, other, local, format!("{}@{}", peer.name, other.name))?;
+    let mut intent = declared(desired, heard, said, base.clone());
+    let families = base.families.iter().copied().filter(|family| peer.families.contains(family));
+    intent.config = PeerConfig {
+        port: base.port,
+        passive: base.passive,
+        source: base.source.filter(|_| peer.source_address == SourceAddress::NodeIp),
+        families: families.collect(),
+        ebgp_multihop: peer.ebgp_multihop.or(base.ebgp_multihop).filter(|_| !peer.ttl_security),
+        route_reflector_client: peer.route_reflector_client && said.seeks(node) && !said.seeks(other),
+        ..intent.config
+    };
+    if intent.config.families.is_empty() {
+        return None;
+    }
+    intent.info.settings = settings(&intent.config);
+    intent.info.source = intent.config.source;
+    // Nodes come and go: who waits for them are those that look for them, not those that are looked for.
+    intent.info.required &= near && !said.seeks(node);
+    Some((intent.config.name.clone(), intent))
+}
+
+/// A session of the mesh.
+fn of_mesh(
     heard: &Heard<'_>,
     node: &Node,
     other: &Node,
     local: &[IpNetwork],
 ) -> Option<(String, PeerIntent)> {
-    let family = |n: &Node, v4: bool| n.internal_ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
-    let both = |v4: bool| family(node, v4).is_some() && family(other, v4).is_some();
-    let address = [true, false].into_iter().filter(|v4| both(*v4)).find_map(|v4| family(other, v4))?;
-    let families = [(Family::Ipv4Unicast, true), (Family::Ipv6Unicast, false)];
-    let config = PeerConfig {
-        port: heard.bgp.listen_port,
-        passive: router_id_of(node) < router_id_of(other),
-        source: node_source(node, address, local),
-        families: families.into_iter().filter(|(_, v4)| both(*v4)).map(|(f, _)| f).collect(),
-        // Nodes of different ASes need not share a subnet.
-        ebgp_multihop: (heard.asn(node).0 != heard.asn(other).0).then_some(64),
-        graceful_restart: heard.bgp.graceful_restart.is_some(),
-        ..PeerConfig::new(other.name.clone(), address, RemoteAs::Asn(heard.asn(other).0))
-    };
+    let config = between_nodes(heard, node, other, local, other.name.clone())?;
     let info = PeerInfo {
         settings: settings(&config),
         origin: format!("Node {}", other.name),
@@ -207,6 +248,32 @@ fn mesh_peers(
         ..PeerInfo::default()
     };
     Some((other.name.clone(), PeerIntent { config, info }))
+}
+
+/// One session to another node, over the first family in which both have an address; it carries both families where
+/// both nodes have both. The node with the lower BGP identifier waits for the other to dial, so that no two
+/// connections ever cross. `None`: they have no family in common.
+fn between_nodes(
+    heard: &Heard<'_>,
+    node: &Node,
+    other: &Node,
+    local: &[IpNetwork],
+    name: String,
+) -> Option<PeerConfig> {
+    let family = |n: &Node, v4: bool| n.internal_ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
+    let both = |v4: bool| family(node, v4).is_some() && family(other, v4).is_some();
+    let address = [true, false].into_iter().filter(|v4| both(*v4)).find_map(|v4| family(other, v4))?;
+    let families = [(Family::Ipv4Unicast, true), (Family::Ipv6Unicast, false)];
+    Some(PeerConfig {
+        port: heard.bgp.listen_port,
+        passive: router_id_of(node) < router_id_of(other),
+        source: node_source(node, address, local),
+        families: families.into_iter().filter(|(_, v4)| both(*v4)).map(|(f, _)| f).collect(),
+        // Nodes of different ASes need not share a subnet.
+        ebgp_multihop: (heard.asn(node).0 != heard.asn(other).0).then_some(64),
+        graceful_restart: heard.bgp.graceful_restart.is_some(),
+        ..PeerConfig::new(name, address, RemoteAs::Asn(heard.asn(other).0))
+    })
 }
 
 /// The node's own address to dial from: the one on the peer's subnet where there is one, else the first of the family.

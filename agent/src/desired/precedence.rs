@@ -258,8 +258,22 @@ impl HeardPeer<'_> {
         self.unmet(node).is_none()
     }
 
-    /// Why it is not for `node`, in words; `None`: it is.
+    /// Why it is not for `node`, in words; `None`: it is. Nodes that it picks as peers have it as well, from the other end.
     pub(super) fn unmet(&self, node: &Node) -> Option<String> {
+        self.unpicked(node).filter(|_| !self.seeks(node))
+    }
+
+    /// Whether it is for `node` by its nodeSelector.
+    pub(super) fn picks(&self, node: &Node) -> bool {
+        self.unpicked(node).is_none()
+    }
+
+    /// Whether `node` is one of the peers that it names by their labels.
+    pub(super) fn seeks(&self, node: &Node) -> bool {
+        matches!(&self.peer.target, PeerTarget::Nodes(selector) if selector.matches(&node.labels))
+    }
+
+    fn unpicked(&self, node: &Node) -> Option<String> {
         match self.only {
             Some(only) if only != node.name => Some(format!("it is for node {only}")),
             _ => self.peer.node_selector.as_ref().and_then(|selector| selector.unmet(&node.labels)),

@@ -32,6 +32,10 @@ pub(super) fn objects(heard: &Heard<'_>, node: &Node) -> Vec<PeerObject> {
         let (target, address) = match &peer.target {
             PeerTarget::Address(address) => (address.to_string(), Some(*address)),
             PeerTarget::Range { range, .. } => (format!("whoever connects from {range}"), None),
+            PeerTarget::Nodes(selector) => match selector.to_string() {
+                all if all.is_empty() => ("all other nodes".to_owned(), None),
+                labels => (format!("nodes with {labels}"), None),
+            },
             PeerTarget::Interface(name) => (format!("interface {name}"), None),
             PeerTarget::DefaultGateway => ("the default gateway".to_owned(), None),
         };

@@ -71,6 +71,51 @@ fn the_mesh_is_there_only_while_no_peer_is_declared_and_one_side_is_passive() {
     assert_eq!(declared.bgp(&[]).peers.keys().collect::<Vec<_>>(), ["tor"]);
 }
 
+/// What `name` has of this cluster: n1 and n2 reflect, n3 and n4 are plain nodes.
+fn by_label_on(name: &str, object: &str) -> BgpIntent {
+    let mut d = Desired::new(name, "manx-system");
+    for number in 1..=4 {
+        let mut one = node(&format!("n{number}"), &[&format!("10.0.0.{number}")], &[]);
+        if number <= 2 {
+            one.labels.insert("role".to_owned(), "reflector".to_owned());
+        }
+        d.set(&Object::Node(one));
+    }
+    d.set(&peer("rr", object));
+    d.bgp(&[])
+}
+
+#[test]
+fn reflectors_are_found_by_label_from_both_ends() {
+    let object = "{peerSelector: {matchLabels: {role: reflector}}, routeReflectorClient: true}";
+    let names = |intent: &BgpIntent| intent.peers.keys().cloned().collect::<Vec<_>>();
+    let (reflector, plain) = (by_label_on("n1", object), by_label_on("n3", object));
+    assert_eq!(names(&reflector), ["rr@n2", "rr@n3", "rr@n4"]);
+    assert_eq!(names(&plain), ["rr@n1", "rr@n2"], "plain nodes have nothing to do with each other");
+    let client = |intent: &BgpIntent, name: &str| intent.peers[name].config.route_reflector_client;
+    assert!(client(&reflector, "rr@n3") && !client(&reflector, "rr@n2") && !client(&plain, "rr@n1"));
+    let required = |intent: &BgpIntent, name: &str| intent.peers[name].info.required;
+    assert!(required(&plain, "rr@n1") && !required(&reflector, "rr@n3") && !required(&reflector, "rr@n2"));
+    assert_ne!(reflector.peers["rr@n3"].config.passive, plain.peers["rr@n1"].config.passive);
+    assert_eq!(plain.peers["rr@n1"].config.remote_as, manx_bgp::speaker::RemoteAs::Asn(Asn(64512)));
+
+    // Only one rack looks for them: from the others there is no session either.
+    let narrow = "{nodeSelector: {matchLabels: {rack: b}}, peerSelector: {matchLabels: {role: reflector}}}";
+    let plain = by_label_on("n3", narrow);
+    assert!(plain.peers.is_empty());
+    assert!(plain.objects[0].unmet.as_ref().unwrap().contains("rack=b"), "{:?}", plain.objects);
+    let reflector = by_label_on("n1", narrow);
+    assert!(reflector.peers.is_empty() && reflector.objects[0].unmet.is_none());
+}
+
+#[test]
+fn all_nodes_by_label_are_a_mesh_in_which_nobody_is_a_client_or_waited_for() {
+    let intent = by_label_on("n4", "{peerSelector: {}, routeReflectorClient: true, families: [ipv4]}");
+    assert_eq!(intent.peers.len(), 3);
+    assert!(intent.peers.values().all(|p| !p.config.route_reflector_client && !p.info.required));
+    assert!(by_label_on("n4", "{peerSelector: {}, families: [ipv6]}").peers.is_empty(), "no address of it");
+}
+
 #[test]
 fn a_peer_is_had_by_the_nodes_that_its_selector_picks() {
     let mut d = desired([Object::Node(node("n1", &["10.0.0.1"], &[]))]);

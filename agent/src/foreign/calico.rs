@@ -77,20 +77,33 @@ fn peer(object: &Value, out: &mut Translation) {
     let from = &object["spec"];
     let whole =
         |out: &mut Translation, reason: String| out.remark(object, format!("not taken over: {reason}"));
-    for field in ["peerSelector", "localWorkloadSelector"] {
-        if let Some(selector) = text(&from[field]) {
-            return whole(
-                out,
-                format!(
-                    "spec.{field} {selector} has no equal here; use nodeToNodeMesh, or a peer for each address"
-                ),
-            );
-        }
+    if let Some(selector) = text(&from["localWorkloadSelector"]) {
+        return whole(out, format!("spec.localWorkloadSelector {selector} has no equal here"));
     }
-    let Some((ip, port)) = text(&from["peerIP"]).and_then(address_and_port) else {
-        return whole(out, "spec.peerIP is no address".to_owned());
-    };
     let mut spec = Map::new();
+    let mut port = None;
+    match text(&from["peerSelector"]) {
+        Some(_) if !is_empty(&from["peerIP"]) || !is_empty(&from["asNumber"]) => {
+            return whole(out, "spec.peerSelector goes with neither peerIP nor asNumber".to_owned());
+        }
+        Some(expression) => match label_selector(expression) {
+            Ok(selector) => {
+                spec.insert("peerSelector".to_owned(), selector.unwrap_or_else(|| json!({})));
+                // Whoever is picked there is a reflector, or all are picked and nobody is a client.
+                spec.insert("routeReflectorClient".to_owned(), json!(true));
+            }
+            Err(part) => {
+                return whole(out, format!("spec.peerSelector: `{part}` cannot be said by a LabelSelector"));
+            }
+        },
+        None => match text(&from["peerIP"]).and_then(address_and_port) {
+            Some((ip, of_peer)) => {
+                spec.insert("peerIP".to_owned(), json!(ip));
+                port = of_peer;
+            }
+            None => return whole(out, "spec.peerIP is no address".to_owned()),
+        },
+    }
     let mut set = |field: &str, value: Value| spec.insert(field.to_owned(), value);
     match (text(&from["node"]), text(&from["nodeSelector"])) {
         (Some(node), _) => {
@@ -107,7 +120,6 @@ fn peer(object: &Value, out: &mut Translation) {
         },
         (None, None) => {}
     }
-    set("peerIP", json!(ip));
     if let Some(port) = port {
         set("port", json!(port));
     }
@@ -164,6 +176,7 @@ fn peer(object: &Value, out: &mut Translation) {
         object,
         &[
             "peerIP",
+            "peerSelector",
             "node",
             "nodeSelector",
             "asNumber",
@@ -306,6 +319,8 @@ spec:
     fn peers_that_would_be_others_are_not_taken_over() {
         for spec in [
             "{peerSelector: has(rr), asNumber: 1}",
+            "{peerSelector: has(rr) || has(other)}",
+            "{localWorkloadSelector: all(), asNumber: 1}",
             "{peerIP: 10.0.0.1, asNumber: 65001, nodeSelector: a == 'b' || c == 'd'}",
             "{asNumber: 65001}",
         ] {
@@ -315,6 +330,17 @@ spec:
             let (objects, remarks) = import(Origin::Calico, &yaml);
             assert!(objects.is_empty() && remarks[0].starts_with("BGPPeer x: not taken over"), "{remarks:?}");
         }
+    }
+
+    #[test]
+    fn reflectors_by_label_are_taken_over() {
+        let yaml = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: rr}\n\
+                    spec: {nodeSelector: all(), peerSelector: route-reflector == 'true'}\n";
+        let (objects, remarks) = import(Origin::Calico, yaml);
+        let selector =
+            json!({"matchExpressions": [{"key": "route-reflector", "operator": "In", "values": ["true"]}]});
+        assert_eq!(objects[0]["spec"], json!({"peerSelector": selector, "routeReflectorClient": true}));
+        assert!(remarks.is_empty(), "{remarks:?}");
     }
 
     #[test]

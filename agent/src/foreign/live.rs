@@ -135,7 +135,7 @@ mod tests {
     fn what_cannot_be_taken_over_says_nothing_and_is_told() {
         let (foreign, notes) = peer(&json!({"peerSelector": "has(rr)", "asNumber": 1}));
         assert!(foreign.says.is_empty());
-        assert!(notes[0].starts_with("spec: not taken over: spec.peerSelector has(rr)"), "{notes:?}");
+        assert!(notes[0].starts_with("spec: not taken over: spec.peerSelector goes with"), "{notes:?}");
         let (foreign, notes) = peer(&json!({"peerIP": "10.0.0.9", "asNumber": 0}));
         assert!(foreign.says.is_empty());
         assert!(notes[0].starts_with("spec: not taken over: as ours, spec.asNumber"), "{notes:?}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::closed;
 use super::kinds::What;
 use super::reflector::Change;
-use crate::config::{BgpPeer, LabelSelector};
+use crate::config::{BgpPeer, LabelSelector, PeerTarget};
 use crate::source::manifest;
 use crate::source::{Kind, Object, ObjectKey, Problem, Update};
 
@@ -250,15 +250,15 @@ impl Cluster {
         let wanted: Vec<_> = match object {
             Object::Node(node) if node.name == self.node_name => {
                 self.labels = Some(node.labels.clone());
-                node.kube_router.iter().flat_map(|said| &said.peers).filter_map(secret_of).collect()
+                node.kube_router.iter().flat_map(|said| &said.peers).flat_map(secrets_of).collect()
             }
-            Object::BgpPeer(peer) => secret_of(peer).into_iter().collect(),
+            Object::BgpPeer(peer) => secrets_of(peer),
             Object::Foreign(said) if said.node.as_ref().is_none_or(|node| *node == self.node_name) => {
                 let peers = said.says.iter().filter_map(|said| match said {
                     Object::BgpPeer(peer) => Some(peer),
                     _ => None,
                 });
-                peers.filter_map(|peer| secret_of(peer)).collect()
+                peers.flat_map(|peer| secrets_of(peer)).collect()
             }
             Object::Foreign(_) => Vec::new(),
             _ => return,
@@ -323,9 +323,14 @@ impl Cluster {
     }
 }
 
-/// Which nodes want which Secret for a peer, if any.
-fn secret_of(peer: &BgpPeer) -> Option<(Option<LabelSelector>, String)> {
-    peer.password.as_ref().map(|secret| (peer.node_selector.clone(), secret.name.clone()))
+/// Which nodes want which Secret for a peer, if any: of a session between nodes both ends.
+fn secrets_of(peer: &BgpPeer) -> Vec<(Option<LabelSelector>, String)> {
+    let Some(secret) = &peer.password else { return Vec::new() };
+    let mut ends = vec![peer.node_selector.clone()];
+    if let PeerTarget::Nodes(selector) = &peer.target {
+        ends.push(Some(selector.clone()));
+    }
+    ends.into_iter().map(|end| (end, secret.name.clone())).collect()
 }
 
 fn of_all(reason: String, effect: &'static str, stale: bool) -> Problem {
