@@ -220,7 +220,11 @@ fn by_label(
         source: base.source.filter(|_| peer.source_address == SourceAddress::NodeIp),
         families: families.collect(),
         ebgp_multihop: peer.ebgp_multihop.or(base.ebgp_multihop).filter(|_| !peer.ttl_security),
-        route_reflector_client: peer.route_reflector_client && said.seeks(node) && !said.seeks(other),
+        // Only internal peers are clients.
+        route_reflector_client: peer.route_reflector_client
+            && said.seeks(node)
+            && !said.seeks(other)
+            && heard.asn(node).0 == heard.asn(other).0,
         ..intent.config
     };
     if intent.config.families.is_empty() {
