@@ -143,10 +143,14 @@ fn name_protocol(iproute2_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the name back. Whether there was one.
+/// Takes the name back, with its directory where nothing else is in it. The file, if there was one.
 pub fn forget_protocol(iproute2_dir: &Path) -> Option<PathBuf> {
     let path = iproute2_dir.join(PROTOCOL_NAME);
-    fs::remove_file(&path).is_ok().then_some(path)
+    fs::remove_file(&path).ok()?;
+    if let Some(dir) = path.parent() {
+        _ = fs::remove_dir(dir);
+    }
+    Some(path)
 }
 
 #[cfg(test)]

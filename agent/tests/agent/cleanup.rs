@@ -1,6 +1,10 @@
 //! `manx-agent cleanup`: all of ours and nothing else.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
@@ -71,6 +75,79 @@ fn cleanup_removes_all_of_ours_and_nothing_else() {
     // A second time there is nothing to do.
     let again = node.cleanup(&[]);
     assert_eq!((again.code, again.out.as_str()), (0, ""), "{}", again.err);
+}
+
+/// Every file below a directory and what is in it; sockets by name alone.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.insert(entry.path(), b"/".to_vec());
+            found.extend(files(&entry.path()));
+        } else {
+            found.insert(entry.path(), fs::read(entry.path()).unwrap_or_default());
+        }
+    }
+    found
+}
+
+/// What the init container, the agent and the plugin have done to a host, as `manifests/` has them do it.
+#[test]
+fn uninstalling_leaves_the_host_as_it_was_before_installing() {
+    let (node, tor) = Node::wired();
+    strangers(&node);
+    for (dir, file) in
+        [("net.d", "99-other.conflist"), ("bin", "loopback"), ("iproute2/rt_protos.d", "README")]
+    {
+        fs::create_dir_all(node.path(dir)).unwrap();
+        fs::write(node.path(dir).join(file), file).unwrap();
+    }
+    node.manifest("peer.yaml", PEER);
+    node.manifest("shop.yaml", &format!("{SHOP}---{POLICY}"));
+    node.manifest("web.yaml", &pod("web", "u1", "{role: web}", "10.200.1.5"));
+    let network = "apiVersion: manx.dev/v1alpha1\nkind: NetworkConfiguration\nmetadata: {name: default}\nspec: {egressNat: {mode: Masquerade}}\n---\n\
+                   apiVersion: manx.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {name: default}\nspec: {serviceAdvertisement: {clusterIPs: [10.96.0.0/16]}}\n";
+    node.manifest("network.yaml", network);
+    let image = tempfile::tempdir().unwrap();
+    let plugin = image.path().join("manx-cni");
+    fs::write(&plugin, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    let _bird = Bird::start(&tor, &["10.200.7.0/24", "fd00:200:7::/64"], "");
+    let rules = |node: &Node| node.net.ip("-4 rule") + &node.net.ip("-6 rule") + &node.net.ip("nexthop");
+    // Forwarding brings anycast routes along and stays, as docs/operations.md says.
+    node.net.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    let before = (files(&node.path("")), theirs(&node), rules(&node));
+
+    let mut prepare = Command::new(env!("CARGO_BIN_EXE_manx-agent"));
+    prepare.arg("prepare").args(["--enable", "bgp,cni"]).arg("--cni-plugin").arg(&plugin);
+    prepare.arg("--cni-bin-dir").arg(node.path("bin")).arg("--iproute2-dir").arg(node.path("iproute2"));
+    let prepared = node.net.output(&mut prepare);
+    assert!(prepared.status.success(), "{prepared:?}");
+    assert!(node.path("bin/manx").exists() && node.path("iproute2/rt_protos.d/manx.conf").exists());
+    let agent = node.start_with(&["--cni-plugin", plugin.to_str().unwrap()]);
+    node.settled();
+    let web = attachment("web", Some("u1"), 5);
+    node.attach(&web);
+    eventually("all of it is on the host", || {
+        node.net.route("fd00:200:7::/64").is_some()
+            && node.net.rules().contains(&web.interface)
+            && node.net.rules().contains("MASQUERADE")
+            && node.net.sets().contains("manx4-")
+            && node.net.ip("nexthop").contains("proto")
+            && node.net.ip("-4 rule").contains("10.96.0.0/16")
+            && node.conflist().exists()
+            && node.node_json().exists()
+    });
+    agent.stop(Signal::SIGTERM);
+
+    let (bin, iproute2) = (node.path("bin"), node.path("iproute2"));
+    let directories = ["--cni-bin-dir", bin.to_str().unwrap(), "--iproute2-dir", iproute2.to_str().unwrap()];
+    let answer = node.cleanup(&[&["--force"], &directories[..]].concat());
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let mut left = files(&node.path(""));
+    left.remove(&node.path("log"));
+    assert_eq!(left.keys().collect::<Vec<_>>(), before.0.keys().collect::<Vec<_>>());
+    assert_eq!((left, theirs(&node), rules(&node)), before);
 }
 
 #[test]
