@@ -11,9 +11,11 @@ RUN host=$(rustc -vV | sed -n 's/^host: //p') \
  && strip --strip-debug /out/*
 
 FROM debian:bookworm-slim
-# Both back ends of iptables are in the one package; which one is used is found out on the node.
+# Both back ends of iptables are in the one package; which one is used is found out on the node. nft, ipset and ip are what
+# `manxctl doctor` and `bundle` look with.
 RUN apt-get update -q \
- && apt-get install -q -y --no-install-recommends iptables=1.8.9-2 kmod=30+20221128-1 iproute2=6.1.0-3 ipset=7.17-1 \
+ && apt-get install -q -y --no-install-recommends iptables=1.8.9-2 ipset=7.17-1 iproute2=6.1.0-3 kmod=30+20221128-1 \
+      nftables=1.0.6-2+deb12u2 \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/manx-agent /out/manxctl /usr/bin/
 COPY --from=build /out/manx-cni /usr/libexec/manx/manx-cni

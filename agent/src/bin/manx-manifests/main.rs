@@ -15,6 +15,8 @@ mod crds;
 #[cfg(test)]
 mod helm;
 #[cfg(test)]
+mod image;
+#[cfg(test)]
 mod kustomize;
 mod monitoring;
 mod rbac;

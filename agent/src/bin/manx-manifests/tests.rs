@@ -285,6 +285,34 @@ fn only_the_init_container_is_privileged_and_the_agent_has_three_capabilities() 
     assert!(!serde_json::to_string(&uninstall).unwrap().contains("\"privileged\":true"));
 }
 
+/// Host directories that a pod's containers may write, with where they are mounted and by what variables they are named.
+fn writable(pod: &Value) -> BTreeMap<String, String> {
+    let containers =
+        ["initContainers", "containers"].into_iter().filter_map(|list| pod[list].as_array()).flatten();
+    let mounts = containers.flat_map(|c| c["volumeMounts"].as_array().into_iter().flatten());
+    let path = |mount: &Value| {
+        let volumes = pod["volumes"].as_array().unwrap();
+        let volume = volumes.iter().find(|v| v["name"] == mount["name"]).unwrap();
+        volume["hostPath"]["path"].as_str().unwrap().to_owned()
+    };
+    let writable = mounts.filter(|mount| mount["readOnly"] != true);
+    writable.map(|mount| (path(mount), mount["mountPath"].as_str().unwrap().to_owned())).collect()
+}
+
+#[test]
+fn uninstalling_reaches_all_that_installing_may_write() {
+    let base = base()["DaemonSet manx-system/manx-agent"]["spec"]["template"]["spec"].clone();
+    let uninstall = kustomize::build(&folder().join("uninstall"));
+    let cleanup = &uninstall[0]["spec"]["template"]["spec"];
+    assert_eq!(writable(&base), writable(cleanup));
+    // The same host network, and the same words for the same directories.
+    assert_eq!((&base["hostNetwork"], &cleanup["hostNetwork"]), (&json!(true), &json!(true)));
+    for variable in cleanup["initContainers"][0]["env"].as_array().unwrap() {
+        assert!(base["initContainers"][0]["env"].as_array().unwrap().contains(variable), "{variable}");
+    }
+    assert_eq!(cleanup["initContainers"][0]["command"], json!(["manx-agent", "cleanup", "--force"]));
+}
+
 /// What the manifests set is a flag that the agent has.
 #[test]
 fn every_environment_variable_is_one_of_the_agents() {
@@ -361,6 +389,15 @@ fn the_real_helm_renders_the_same_where_it_is_at_hand() {
     };
     let Some(rendered) = template(&[]) else { return };
     assert_eq!(rendered, chart(&json!({})));
+    let lint = ask("helm", &["lint", "chart", "--strict"]).unwrap();
+    assert!(lint.contains("0 chart(s) failed"), "{lint}");
+    for wrong in ["enable={magic}", "iptablesBackend=pf", "logg.filter=x", "maxUnavailable=-1"] {
+        let out = Command::new("helm")
+            .args(["template", "manx", "chart", "--set", wrong])
+            .current_dir(folder())
+            .output();
+        assert!(!out.unwrap().status.success(), "values.schema.json lets {wrong} through");
+    }
     let over = json!({"monitoring": {"enabled": true}, "bgpPeers": {"tor-a": {"peerIP": "10.1.0.1", "asNumber": 65001}}});
     let set = [
         "--set",
