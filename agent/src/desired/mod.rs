@@ -171,8 +171,9 @@ impl Desired {
         }
     }
 
-    /// Takes in an object. Kinds that matter to others only are ignored.
-    pub fn set(&mut self, object: &Object) {
+    /// Takes in an object. Whether any intent depends on it: kinds that matter to others only are ignored, and those change most
+    /// often by far.
+    pub fn set(&mut self, object: &Object) -> bool {
         match object {
             Object::Node(o) => {
                 let mut node = o.clone();
@@ -188,20 +189,45 @@ impl Desired {
             Object::Service(o) => self.services.set_service(o),
             Object::EndpointSlice(o) => self.services.set_slice(&self.node_name, o),
             Object::NetworkConfiguration(o) => self.network = Some(o.clone()),
-            other => self.words.set(other),
+            Object::BgpConfiguration(_) | Object::BgpPeer(_) | Object::BgpFilter(_) | Object::Foreign(_) => {
+                self.words.set(object);
+            }
+            Object::Secret(_)
+            | Object::Namespace(_)
+            | Object::Pod(_)
+            | Object::Policy(_)
+            | Object::NetworkSet(_)
+            | Object::ServiceAccount(..) => return false,
         }
+        true
     }
 
-    /// Forgets an object.
-    pub fn remove(&mut self, key: &ObjectKey) {
+    /// Forgets an object. Whether any intent depends on it.
+    pub fn remove(&mut self, key: &ObjectKey) -> bool {
         match key.kind {
             Kind::Node => drop(self.nodes.remove(&key.name)),
             Kind::Secret if key.namespace == self.secrets_namespace => drop(self.secrets.remove(&key.name)),
             Kind::Service => self.services.remove_service(&key.namespace, &key.name),
             Kind::EndpointSlice => self.services.remove_slice(&key.namespace, &key.name),
             Kind::NetworkConfiguration => self.network = None,
-            other => self.words.remove(other, &key.name),
+            Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::CalicoBgpConfiguration
+            | Kind::CalicoBgpPeer
+            | Kind::CalicoBgpFilter => self.words.remove(key.kind, &key.name),
+            Kind::Secret
+            | Kind::Namespace
+            | Kind::Pod
+            | Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::CalicoNetworkPolicy
+            | Kind::CalicoGlobalNetworkPolicy
+            | Kind::NetworkSet
+            | Kind::GlobalNetworkSet
+            | Kind::ServiceAccount => return false,
         }
+        true
     }
 
     /// Who the gateways of this node's default routes are.

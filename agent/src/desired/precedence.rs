@@ -88,7 +88,7 @@ impl fmt::Display for Unheard {
 }
 
 impl Words {
-    /// Takes in an object; whether it was one of these.
+    /// Takes in an object; one of another kind changes nothing.
     pub(super) fn set(&mut self, object: &Object) {
         match object {
             Object::BgpConfiguration(o) => self.configuration = Some(o.clone()),

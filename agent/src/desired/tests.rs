@@ -40,6 +40,19 @@ fn without_its_node_object_a_node_says_nothing_and_says_so() {
 }
 
 #[test]
+fn what_changes_most_often_changes_no_intent() {
+    let mut d = desired([]);
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {nodeName: n1, containers: []}\n";
+    for yaml in [namespace, pod] {
+        let object = crate::source::manifest::parse(yaml).unwrap().objects.remove(0).object;
+        assert!(!d.set(&object) && !d.remove(&object.key()), "{yaml}");
+    }
+    let node = Object::Node(node("n2", &["10.0.0.2"], &[]));
+    assert!(d.set(&node) && d.remove(&node.key()));
+}
+
+#[test]
 fn router_id_is_the_annotation_else_the_internal_ip_else_a_hash_that_is_never_zero() {
     let mut n = node("n1", &["fd00::1", "10.0.0.1"], &[]);
     assert_eq!(router_id_of(&n).to_string(), "10.0.0.1");
@@ -60,7 +73,9 @@ fn the_mesh_is_there_only_while_no_peer_is_declared_and_one_side_is_passive() {
     };
     let here = desired(nodes()).bgp(&[]);
     let mut there = Desired::new("n2", "manx-system");
-    nodes().iter().for_each(|o| there.set(o));
+    for node in nodes() {
+        there.set(&node);
+    }
     let there = there.bgp(&[]);
     assert_eq!(here.peers.keys().collect::<Vec<_>>(), ["n2"]);
     assert_ne!(here.peers["n2"].config.passive, there.peers["n1"].config.passive);
@@ -71,14 +86,15 @@ fn the_mesh_is_there_only_while_no_peer_is_declared_and_one_side_is_passive() {
     assert_eq!(declared.bgp(&[]).peers.keys().collect::<Vec<_>>(), ["tor"]);
 }
 
-/// What `name` has of this cluster: n1 and n2 reflect, n3 and n4 are plain nodes.
+/// What `name` has of this cluster: n1 and n2 reflect, n3 and n4 are plain nodes, n5 has an AS of its own.
 fn by_label_on(name: &str, object: &str) -> BgpIntent {
     let mut d = Desired::new(name, "manx-system");
-    for number in 1..=4 {
+    for number in 1..=5 {
         let mut one = node(&format!("n{number}"), &[&format!("10.0.0.{number}")], &[]);
         if number <= 2 {
             one.labels.insert("role".to_owned(), "reflector".to_owned());
         }
+        one.annotations.asn = (number == 5).then_some(Asn(65105));
         d.set(&Object::Node(one));
     }
     d.set(&peer("rr", object));
@@ -90,7 +106,7 @@ fn reflectors_are_found_by_label_from_both_ends() {
     let object = "{peerSelector: {matchLabels: {role: reflector}}, routeReflectorClient: true}";
     let names = |intent: &BgpIntent| intent.peers.keys().cloned().collect::<Vec<_>>();
     let (reflector, plain) = (by_label_on("n1", object), by_label_on("n3", object));
-    assert_eq!(names(&reflector), ["rr@n2", "rr@n3", "rr@n4"]);
+    assert_eq!(names(&reflector), ["rr@n2", "rr@n3", "rr@n4", "rr@n5"]);
     assert_eq!(names(&plain), ["rr@n1", "rr@n2"], "plain nodes have nothing to do with each other");
     let client = |intent: &BgpIntent, name: &str| intent.peers[name].config.route_reflector_client;
     assert!(client(&reflector, "rr@n3") && !client(&reflector, "rr@n2") && !client(&plain, "rr@n1"));
@@ -98,6 +114,10 @@ fn reflectors_are_found_by_label_from_both_ends() {
     assert!(required(&plain, "rr@n1") && !required(&reflector, "rr@n3") && !required(&reflector, "rr@n2"));
     assert_ne!(reflector.peers["rr@n3"].config.passive, plain.peers["rr@n1"].config.passive);
     assert_eq!(plain.peers["rr@n1"].config.remote_as, manx_bgp::speaker::RemoteAs::Asn(Asn(64512)));
+    // n5 has an AS of its own: an external peer, and so no client.
+    let foreign = &reflector.peers["rr@n5"].config;
+    assert_eq!(foreign.remote_as, manx_bgp::speaker::RemoteAs::Asn(Asn(65105)));
+    assert!(!foreign.route_reflector_client && foreign.ebgp_multihop.is_some());
 
     // Only one rack looks for them: from the others there is no session either.
     let narrow = "{nodeSelector: {matchLabels: {rack: b}}, peerSelector: {matchLabels: {role: reflector}}}";
@@ -111,7 +131,7 @@ fn reflectors_are_found_by_label_from_both_ends() {
 #[test]
 fn all_nodes_by_label_are_a_mesh_in_which_nobody_is_a_client_or_waited_for() {
     let intent = by_label_on("n4", "{peerSelector: {}, routeReflectorClient: true, families: [ipv4]}");
-    assert_eq!(intent.peers.len(), 3);
+    assert_eq!(intent.peers.len(), 4);
     assert!(intent.peers.values().all(|p| !p.config.route_reflector_client && !p.info.required));
     assert!(by_label_on("n4", "{peerSelector: {}, families: [ipv6]}").peers.is_empty(), "no address of it");
 }

@@ -135,10 +135,10 @@ struct Loop {
 impl Loop {
     async fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
-            Event::Source(updates) => {
-                self.on_source(updates);
-                self.reconcile().await
-            }
+            Event::Source(updates) => match self.on_source(updates) {
+                true => self.reconcile().await,
+                false => Ok(()),
+            },
             Event::Bgp(event) => {
                 self.on_bgp(event);
                 Ok(())
@@ -165,19 +165,21 @@ impl Loop {
         }
     }
 
-    fn on_source(&mut self, updates: Vec<Update>) {
+    /// Whether anything has changed but what is the policy thread's alone.
+    fn on_source(&mut self, updates: Vec<Update>) -> bool {
+        let mut changed = false;
         let mut policy = Vec::new();
         for update in updates {
             match update {
                 Update::Set(object) => {
-                    self.desired.set(&object);
+                    changed |= self.desired.set(&object);
                     policy.extend(desired::policy::update(&object));
                     if let Some(adopted) = &mut self.adopted {
                         adopted.set(&object);
                     }
                 }
                 Update::Remove(key) => {
-                    self.desired.remove(&key);
+                    changed |= self.desired.remove(&key);
                     policy.extend(desired::policy::removal(&key));
                     if let Some(adopted) = &mut self.adopted {
                         adopted.remove(&key);
@@ -194,6 +196,7 @@ impl Loop {
                 Update::InSync => {
                     tracing::info!("source in sync");
                     self.in_sync = true;
+                    changed = true;
                     start::enable_forwarding();
                     self.facts.with(|f| f.in_sync = true);
                 }
@@ -206,6 +209,7 @@ impl Loop {
                 handle.in_sync();
             }
         }
+        changed
     }
 
     /// Interfaces of another plugin's pods that came or went.
