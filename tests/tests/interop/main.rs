@@ -16,6 +16,7 @@ mod add_path;
 mod bfd;
 mod capabilities;
 mod far;
+mod long_lived;
 mod node;
 mod operations;
 mod policy;

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use manx_bgp::net::Shutdown;
-use manx_bgp::speaker::LocalRoute;
+use manx_bgp::speaker::{LocalRoute, PeerConfig};
 use manx_bgp::types::Family;
 use nix::sys::signal::Signal;
 use rstest::rstest;
 
 use crate::eventually;
 use crate::far::{Config, Far, Kind, Session, config, network, session};
-use crate::node::{AS, Manx, graceful, peer, prefix};
+use crate::node::{AS, Manx, graceful, hold, peer, prefix};
 use crate::rack::{Over, Rack, address};
 
 const OURS: [&str; 2] = ["10.200.0.0/24", "fd00:200::/64"];
@@ -170,6 +170,41 @@ fn after_a_cease_the_routes_are_gone() {
     }
 }
 
+/// RFC 8538: a NOTIFICATION that is no Hard Reset ends the session and nothing else, at both ends and behind them.
+#[test]
+fn a_session_is_renewed_under_the_n_bit_and_nobody_behind_it_hears_of_it() {
+    const THEIRS: &str = "10.210.0.0/24";
+    let rack = Rack::new(3);
+    let sessions = vec![to(1, AS), to(3, 65020)];
+    let frr = Config { sessions, networks: vec![network(THEIRS)], ..config(65010, session(AS)) };
+    let far = Far::start(&rack, 2, Kind::Frr, &frr);
+    let witness = Far::start(&rack, 3, Kind::Bird, &config(65020, to(2, 65010)));
+    let node = Manx::start(&rack, graceful(AS, false));
+    node.set_peer(peer(2, Over::V4, 65010));
+    OURS.iter().for_each(|text| node.originate(LocalRoute::new(prefix(text))));
+    node.learns(THEIRS);
+    OURS.iter().for_each(|text| drop(witness.learns(text)));
+    eventually(|| {
+        if node.peer(2).families.iter().all(|f| f.end_of_rib_received) { Ok(()) } else { Err(node.peer(2)) }
+    });
+    let (flaps, before) = (node.peer(2).flaps, withdrawals(&witness));
+    // Another hold time needs another session.
+    node.set_peer(PeerConfig { hold_time: hold(30), ..peer(2, Over::V4, 65010) });
+    eventually(|| match node.peer(2) {
+        peer if peer.state == "Established" && peer.timers.hold_time == Some(30) => Ok(()),
+        peer => Err(format!("{peer:?}; {:?}", node.facts())),
+    });
+    assert!(node.peer(2).flaps > flaps);
+    for text in OURS {
+        eventually(|| match far.route(text) {
+            Some(seen) if !seen.stale => Ok(()),
+            other => Err(format!("{text}: {other:?}; {}", far.tells(manx()))),
+        });
+    }
+    assert_eq!(withdrawals(&witness), before, "{}", witness.tells(manx()));
+    assert!(node.told(|t| t.removed.is_empty()), "{:?}", node.facts());
+}
+
 /// GoBGP and OpenBGPD help as well.
 #[rstest]
 #[case::gobgp(Kind::Gobgp)]
@@ -222,7 +257,7 @@ fn we_help_a_peer_that_restarts(#[case] kind: Kind) {
     let node = Manx::start(&rack, graceful(AS, false));
     node.set_peer(peer(2, Over::V4, 65010));
     let all = vec![std::sync::Arc::new(manx_bgp::filter::Filter::accept_all("transit"))];
-    node.set_peer(manx_bgp::speaker::PeerConfig { export: all, ..peer(3, Over::V4, 65020) });
+    node.set_peer(PeerConfig { export: all, ..peer(3, Over::V4, 65020) });
     node.originate(LocalRoute::new(prefix(OURS[0])));
     THEIRS.iter().for_each(|text| drop(witness.learns(text)));
     far.learns(OURS[0]);
