@@ -58,6 +58,9 @@ pub struct EngineConfig {
     /// by the rules of a pod that has gone, and they stay until [`Engine::tidy`]: whoever adds rules within some 15 ms after
     /// others have been deleted waits in the kernel for the end of these, and a pod that starts would.
     pub names_are_unique: bool,
+    /// Rules of one chain come in one transaction and those that they replace go in the next. For nf_tables: there the second
+    /// family would wait for the end of what the first one deletes, as above.
+    pub deletions_apart: bool,
 }
 
 impl EngineConfig {
@@ -70,6 +73,7 @@ impl EngineConfig {
             jumps: JumpPosition::Insert,
             log_drops: true,
             names_are_unique: false,
+            deletions_apart: false,
         }
     }
 }
@@ -356,7 +360,7 @@ impl Engine {
             keys.clone_from(kernel.dirty());
             steps.extend(if self.in_sync {
                 let broken = &self.broken[family as usize].sets;
-                kernel.plan(&self.desired, self.calc.members_mut(), &idle, broken, self.config.jumps)
+                kernel.plan(&self.desired, self.calc.members_mut(), &idle, broken, &self.config)
             } else {
                 kernel.close(&self.desired, self.config.jumps)
             });

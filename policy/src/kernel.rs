@@ -5,15 +5,16 @@
 //!
 //! Order within a family, so that no packet is allowed that neither the old nor the new policy allows:
 //! 1. sets that no rule knows yet are made and filled;
-//! 2. sets of which no changing rule speaks get their new members, all of them, and then lose their old ones: who moves from
-//!    one to another is in both for a moment, and the first rule that matches is one of the old or one of the new;
-//! 3. sets of which a changing rule speaks lose their old members: a rule that is about to come must not find them;
-//! 4. the rules, each table in one transaction;
-//! 5. sets of which a changed rule speaks get their new members: a rule that has gone must not have found them;
+//! 2. sets of which no rule speaks that is about to go get their new members, and those of which no changing rule speaks at all
+//!    lose their old ones thereafter: who moves from one to another is in both for a moment, and the first rule that matches
+//!    is one of the old or one of the new;
+//! 3. sets of which a rule speaks that is about to come lose their old members, which it must not find;
+//! 4. the rules, each table in one transaction, or where a single chain changes in two ([`Script::chain_in_two`]);
+//! 5. sets of which a rule has spoken that has gone lose their old members, and get their new ones, which it must not have found;
 //! 6. sets that no rule knows any more are destroyed.
 //!
-//! Only 3 to 5 can drop what both policies allow, for the moment that one transaction takes, and only if members and rules
-//! of one set change together.
+//! Only 3 to 5 can drop what both policies allow, for the moment that one transaction takes, and only if the members of a set
+//! change together with rules of which the old ones and the new ones speak of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 use crate::desired::{Chains, Desired, Key, closing};
-use crate::engine::JumpPosition;
+use crate::engine::{EngineConfig, JumpPosition};
 use crate::ir::{Member, SetKind, Table};
 use crate::members::{Flips, Members};
 use crate::model::Family;
@@ -157,7 +158,7 @@ impl Kernel {
                 self.hooks.push(SavedHook { table, chain, position: 0, line });
             }
         }
-        self.restore(script)
+        self.restore(script).into_iter().collect()
     }
 
     /// The steps to what is desired. `idle`: suffixes of the sets that nobody wants any more. `broken`: sets that the kernel
@@ -168,23 +169,34 @@ impl Kernel {
         members: &mut Members,
         idle: &[String],
         broken: &BTreeMap<String, String>,
-        jumps: JumpPosition,
+        config: &EngineConfig,
     ) -> Vec<Step> {
         if self.chains.is_none() || self.sets.is_none() {
             return Vec::new();
         }
         let changes = self.chain_changes(desired.chains(self.family));
-        let spoken_of = self.sets_spoken_of(&changes, desired.chains(self.family));
+        let chains = self.chains.as_ref().expect("known, as checked above");
+        let spoken_of = SpokenOf {
+            before: sets_spoken_of(&changes, chains),
+            after: sets_spoken_of(&changes, desired.chains(self.family)),
+        };
         let sets = self.set_changes(members, idle, broken, &spoken_of);
 
-        let mut script = Script::default();
-        for (key, change) in &changes {
-            match &change.new {
-                Some(new) => script.chain(key.0, &key.1, change.old.as_deref(), new),
-                None => script.remove_chain(key.0, &key.1),
+        let scripts = match config.deletions_apart && self.hooked {
+            true => in_two(&changes),
+            false => None,
+        };
+        let scripts = scripts.map(Vec::from).unwrap_or_else(|| {
+            let mut script = Script::default();
+            for (key, change) in &changes {
+                match &change.new {
+                    Some(new) => script.chain(key.0, &key.1, change.old.as_deref(), new),
+                    None => script.remove_chain(key.0, &key.1),
+                }
             }
-        }
-        self.hook_changes(desired, jumps, &mut script);
+            self.hook_changes(desired, config.jumps, &mut script);
+            vec![script]
+        });
 
         let chains = self.chains.as_mut().expect("known, as checked above");
         for (key, change) in changes {
@@ -194,13 +206,13 @@ impl Kernel {
             }
         }
         let mut steps = sets.before;
-        steps.extend(self.restore(script));
+        steps.extend(scripts.into_iter().filter_map(|script| self.restore(script)));
         steps.extend(sets.after);
         steps
     }
 
-    fn restore(&self, script: Script) -> Vec<Step> {
-        script.text().map(|text| Step::Restore { family: self.family, text }).into_iter().collect()
+    fn restore(&self, script: Script) -> Option<Step> {
+        script.text().map(|text| Step::Restore { family: self.family, text })
     }
 
     fn chain_changes(&mut self, desired: &Chains) -> BTreeMap<Key, Change> {
@@ -219,41 +231,12 @@ impl Kernel {
             .collect()
     }
 
-    /// The sets on which a changing chain's verdict depends, before or after: its own and those of the chains that it leads
-    /// to.
-    fn sets_spoken_of(&self, changes: &BTreeMap<Key, Change>, desired: &Chains) -> FxHashSet<String> {
-        let chains = self.chains.as_ref().expect("the caller has checked");
-        let mut sets = FxHashSet::default();
-        let mut seen: FxHashSet<&str> = FxHashSet::default();
-        let mut queue: Vec<&str> = changes.keys().map(|(_, name)| name.as_str()).collect();
-        // A dispatch chain leads to every endpoint; it changes when an interface comes or goes, whose own chains change too.
-        queue.retain(|name| !crate::compile::is_dispatch(name));
-        while let Some(name) = queue.pop() {
-            if !seen.insert(name) {
-                continue;
-            }
-            for table in Table::ALL {
-                let key = (table, name.to_string());
-                let lines = [chains.get(&key), desired.get(&key)];
-                for line in lines.into_iter().flatten().flat_map(|lines| lines.iter()) {
-                    for reference in references(&line.spec) {
-                        match reference {
-                            Reference::Set(set) => _ = sets.insert(set.to_string()),
-                            Reference::Chain(chain) => queue.push(chain),
-                        }
-                    }
-                }
-            }
-        }
-        sets
-    }
-
     fn set_changes(
         &mut self,
         members: &mut Members,
         idle: &[String],
         broken: &BTreeMap<String, String>,
-        spoken_of: &FxHashSet<String>,
+        spoken_of: &SpokenOf,
     ) -> SetSteps {
         let family = self.family;
         let sets = self.sets.as_mut().expect("the caller has checked");
@@ -307,12 +290,15 @@ impl Kernel {
             };
             let added = add(family, &name, kind, flips.added);
             let deleted = delete(family, &name, kind, flips.deleted);
-            if spoken_of.contains(&name) {
-                steps.deleted.extend(deleted);
-                steps.after.extend(added);
-            } else {
-                steps.free_added.extend(added);
-                steps.free_deleted.extend(deleted);
+            let (before, after) = (spoken_of.before.contains(&name), spoken_of.after.contains(&name));
+            match (before, after) {
+                (_, true) => steps.deleted.extend(deleted),
+                (true, false) => steps.after.extend(deleted),
+                (false, false) => steps.free_deleted.extend(deleted),
+            }
+            match before {
+                true => steps.after.extend(added),
+                false => steps.free_added.extend(added),
             }
         }
 
@@ -365,6 +351,48 @@ impl Kernel {
     }
 }
 
+/// The scripts for one chain that changes and no other: with others between its steps a packet would meet the old of one and the
+/// new of another.
+fn in_two(changes: &BTreeMap<Key, Change>) -> Option<[Script; 2]> {
+    let mut all = changes.iter();
+    let (Some(((table, name), Change { old: Some(old), new: Some(new) })), None) = (all.next(), all.next())
+    else {
+        return None;
+    };
+    Script::chain_in_two(*table, name, old, new)
+}
+
+/// Sets on which the verdicts of changing chains depend.
+struct SpokenOf {
+    /// As they are.
+    before: FxHashSet<String>,
+    /// As they shall be.
+    after: FxHashSet<String>,
+}
+
+/// The sets that changing chains speak of where `chains` are all that there are: their own and those of the chains that they lead
+/// to.
+fn sets_spoken_of(changes: &BTreeMap<Key, Change>, chains: &Chains) -> FxHashSet<String> {
+    let mut sets = FxHashSet::default();
+    let mut seen: FxHashSet<&str> = FxHashSet::default();
+    let mut queue: Vec<&str> = changes.keys().map(|(_, name)| name.as_str()).collect();
+    // A dispatch chain leads to every endpoint; it changes when an interface comes or goes, whose own chains change too.
+    queue.retain(|name| !crate::compile::is_dispatch(name));
+    while let Some(name) = queue.pop() {
+        if !seen.insert(name) {
+            continue;
+        }
+        let lines = Table::ALL.into_iter().filter_map(|table| chains.get(&(table, name.to_string())));
+        for reference in lines.flat_map(|lines| lines.iter()).flat_map(|line| references(&line.spec)) {
+            match reference {
+                Reference::Set(set) => _ = sets.insert(set.to_string()),
+                Reference::Chain(chain) => queue.push(chain),
+            }
+        }
+    }
+    sets
+}
+
 struct Change {
     old: Option<Arc<[Line]>>,
     new: Option<Arc<[Line]>>,
@@ -373,8 +401,9 @@ struct Change {
 #[derive(Default)]
 struct SetSteps {
     create: Vec<Step>,
-    /// Of sets that no changing rule speaks of.
+    /// Of sets that no rule speaks of that is about to go.
     free_added: Vec<Step>,
+    /// Of sets that no changing rule speaks of.
     free_deleted: Vec<Step>,
     deleted: Vec<Step>,
     before: Vec<Step>,

@@ -34,6 +34,11 @@ fn engine() -> Engine {
     Engine::new(EngineConfig::new("node-1")).unwrap()
 }
 
+/// One that changes rules in one step or in two.
+fn engine_of(deletions_apart: bool) -> Engine {
+    Engine::new(EngineConfig { deletions_apart, ..EngineConfig::new("node-1") }).unwrap()
+}
+
 /// `make soak` asks for more cases by PROPTEST_CASES.
 fn config(usual: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").map_or(usual, |_| ProptestConfig::default().cases);
@@ -90,8 +95,8 @@ fn what_is_rendered_reads_back_as_what_was_meant() {
 #[test]
 fn any_sequence_of_updates_and_plans_leaves_what_a_fresh_engine_wants() {
     let rounds = vec(vec(update(), 0..8), 1..10);
-    proptest!(config(300), |(rounds in rounds)| {
-        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+    proptest!(config(300), |(rounds in rounds, apart: bool)| {
+        let (mut engine, mut kernel) = (engine_of(apart), FakeKernel::default());
         let mut all = Vec::new();
         converge(&mut engine, &mut kernel);
         engine.set_in_sync(true);
@@ -195,12 +200,26 @@ fn judged(state: &State, wire: flows::Wire) -> [bool; 2] {
     [Direction::Egress, Direction::Ingress].map(|direction| open(&verdict, direction) && !unknown)
 }
 
+/// The members of a set change together with rules of which the old and the new ones speak of it: they leave before and come
+/// after, and what is allowed by such a member is shut for that moment rather than open by the wrong rule.
+fn members_wait_for_rules(plan: &Plan) -> bool {
+    Family::ALL.into_iter().any(|family| {
+        let steps: Vec<_> = plan.steps.iter().filter(|step| step.family() == family).collect();
+        let Some(rules) = steps.iter().position(|step| matches!(step, Step::Restore { .. })) else {
+            return false;
+        };
+        let (before, after) = steps.split_at(rules);
+        after.iter().any(|step| matches!(step, Step::AddMembers { .. }))
+            || before.iter().any(|step| matches!(step, Step::DeleteMembers { .. }))
+    })
+}
+
 /// Between any two steps of a plan a packet that passes is one that the old or the new policy lets out, and lets in.
 #[test]
 fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
     let config = config(200);
-    proptest!(config, |((before, changes) in cluster_and_changes(), wires in vec(wire_flow(), 1..300))| {
-        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+    proptest!(config, |((before, changes) in cluster_and_changes(), wires in vec(wire_flow(), 1..300), apart: bool)| {
+        let (mut engine, mut kernel) = (engine_of(apart), FakeKernel::default());
         engine.set_in_sync(true);
         before.into_iter().for_each(|update| engine.apply(update));
         converge(&mut engine, &mut kernel);
@@ -217,6 +236,7 @@ fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
             })
             .collect();
         let plan = engine.plan();
+        let one_change = changes.len() == 1 && !members_wait_for_rules(&plan);
         for (at, step) in plan.steps.iter().enumerate() {
             kernel.execute(step);
             let programs = Family::ALL.map(|family| kernel.program(family));
@@ -224,7 +244,7 @@ fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
                 let passed = sim::run(&programs[packet.family() as usize], packet).unwrap().passed;
                 let allowed = (old[0] || new[0]) && (old[1] || new[1]);
                 prop_assert!(!passed || allowed, "after step {}: {:?} passes\n{:#?}", at, wire, plan.steps);
-                if let ([_], true, true) = (changes.as_slice(), *old == [true, true], *new == [true, true]) {
+                if one_change && *old == [true, true] && *new == [true, true] {
                     prop_assert!(passed, "one change, after step {}: {:?} is dropped\n{:#?}", at, wire, plan.steps);
                 }
             }
@@ -237,10 +257,10 @@ fn no_moment_of_a_plan_allows_what_neither_the_old_nor_the_new_policy_allows() {
 #[test]
 fn a_policy_and_who_it_is_about_do_not_change_in_one_plan() {
     let config = config(200);
-    proptest!(config, |((before, mut changes) in cluster_and_changes(), wires in vec(wire_flow(), 1..300))| {
+    proptest!(config, |((before, mut changes) in cluster_and_changes(), wires in vec(wire_flow(), 1..300), apart: bool)| {
         changes.dedup_by_key(|update| update.is_of_policy());
         changes.truncate(2);
-        let (mut engine, mut kernel) = (engine(), FakeKernel::default());
+        let (mut engine, mut kernel) = (engine_of(apart), FakeKernel::default());
         engine.set_in_sync(true);
         before.into_iter().for_each(|update| engine.apply(update));
         converge(&mut engine, &mut kernel);

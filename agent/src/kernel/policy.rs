@@ -14,6 +14,8 @@ use super::egress_nat;
 use super::ipset::{IpsetError, Ipsets};
 use super::iptables::{self, Backend, IptablesError, Restorer};
 
+/// Bytes for `iptables-restore` up to which most of a change is the kernel's transaction, and not the reading of them.
+const SMALL: usize = 32 << 10;
 /// A chain to which nothing leads.
 const PROBE: &str = "MANX-PROBE";
 /// What begins the names of our sets, without the family's digit.
@@ -157,7 +159,8 @@ impl PolicyKernel {
         }
     }
 
-    /// The restore that each family has come to, at the same time.
+    /// The restore that each family has come to: at the same time, unless they are small changes of nf_tables. There the kernel
+    /// takes one transaction after the other, and a program that meets another's begins anew.
     fn execute_restores(&self, plan: &Plan, queues: &mut [Vec<usize>], results: &mut [StepResult]) {
         let restorer = &self.restorer;
         let heads: Vec<Option<usize>> = queues.iter().map(|q| q.first().copied()).collect();
@@ -165,16 +168,21 @@ impl PolicyKernel {
             Some(Step::Restore { family, text }) => Some(restorer.restore(Family::from(*family), text)),
             _ => None,
         };
-        // The last one on this thread: a thread costs a tenth of what a small change does.
-        let (last, others) = heads.split_last().expect("there are families");
-        let outcomes: Vec<_> = thread::scope(|scope| {
-            let others: Vec<_> =
-                others.iter().map(|head| head.map(|_| scope.spawn(move || restore(*head)))).collect();
-            let last = restore(*last);
-            let others =
-                others.into_iter().map(|r| r.and_then(|r| r.join().expect("restoring does not panic")));
-            others.chain([last]).collect()
-        });
+        let length = |head: &usize| match &plan.steps[*head] {
+            Step::Restore { text, .. } => text.len(),
+            _ => 0,
+        };
+        let small = heads.iter().flatten().map(length).sum::<usize>() <= SMALL;
+        let outcomes: Vec<_> = match self.backend == Backend::Nft && small {
+            true => heads.iter().map(|head| restore(*head)).collect(),
+            false => thread::scope(|scope| {
+                let running = heads.iter().map(|head| head.map(|_| scope.spawn(move || restore(*head))));
+                let running: Vec<_> = running.collect();
+                let outcome =
+                    |one: thread::ScopedJoinHandle<'_, _>| one.join().expect("restoring does not panic");
+                running.into_iter().map(|one| one.and_then(outcome)).collect()
+            }),
+        };
         for ((queue, head), outcome) in queues.iter_mut().zip(heads).zip(outcomes) {
             let (Some(index), Some(outcome)) = (head, outcome) else { continue };
             queue.remove(0);

@@ -264,6 +264,7 @@ fn start_policy(
         log_drops: !options.no_drop_log,
         // Our own plugin's are; what another names its interfaces is not known.
         names_are_unique: options.enabled(options::Feature::Cni),
+        deletions_apart: backend == Backend::Nft,
         ..EngineConfig::new(&options.node_name)
     })?;
     attachments::difference(&Endpoints::new(), attached).into_iter().for_each(|u| engine.apply(u));

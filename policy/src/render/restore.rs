@@ -60,6 +60,39 @@ impl Script {
         }
     }
 
+    /// Makes a chain hold exactly `new` by two scripts: the first puts every new rule before those that it replaces, the second
+    /// takes these away. Whatever a packet meets first in between is what the old list or the new one has for it: it has
+    /// passed by all that both have before. `None`: rules only come or only go, or one of them does something and lets the
+    /// packet go on.
+    pub fn chain_in_two(table: Table, name: &str, old: &[Line], new: &[Line]) -> Option<[Script; 2]> {
+        let [mut coming, mut going] = [String::new(), String::new()];
+        let mut changed = Vec::new();
+        // Where the next rule stands now, counted from 1, and where it will when all have gone.
+        let (mut now, mut then, mut next_old, mut next_new) = (1, 1, 0, 0);
+        for (keep_old, keep_new) in kept(old, new).into_iter().chain([(old.len(), new.len())]) {
+            for line in &new[next_new..keep_new] {
+                match next_old == old.len() {
+                    true => put(&mut coming, format_args!("-A {name} {}", line.spec)),
+                    false => put(&mut coming, format_args!("-I {name} {now} {}", line.spec)),
+                }
+                (now, then) = (now + 1, then + 1);
+            }
+            for _ in next_old..keep_old {
+                put(&mut going, format_args!("-D {name} {then}"));
+                now += 1;
+            }
+            changed.extend(&new[next_new..keep_new]);
+            changed.extend(&old[next_old..keep_old]);
+            (now, then) = (now + 1, then + 1);
+            (next_old, next_new) = (keep_old + 1, keep_new + 1);
+        }
+        if coming.is_empty() || going.is_empty() || !changed.into_iter().all(decides) {
+            return None;
+        }
+        let script = |rules| Script { tables: [(table, TableScript { rules, ..Default::default() })].into() };
+        Some([script(coming), script(going)])
+    }
+
     /// Removes a chain. Emptied first, so that chains that name each other go in any order.
     pub fn remove_chain(&mut self, table: Table, name: &str) {
         let script = self.tables.entry(table).or_default();
@@ -93,6 +126,17 @@ impl Script {
 
 fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to a String succeeds");
+}
+
+/// Does a rule end a packet's way through its chain, or leave no trace on it?
+fn decides(line: &Line) -> bool {
+    let Some((_, verdict)) = line.spec.rsplit_once('"') else { return false };
+    let mut words = verdict.split_ascii_whitespace();
+    match (words.next(), words.next()) {
+        (None, None) | (Some("-g"), Some(_)) => true,
+        (Some("-j"), Some(target)) => ["ACCEPT", "DROP", "RETURN", "NFLOG"].contains(&target),
+        _ => false,
+    }
 }
 
 /// Which rules stay, by their places in both lists, in order: of those between the ones that agree at the beginning and at
@@ -154,6 +198,10 @@ mod tests {
     fn carried_out(old: &str, new: &str) -> (String, Vec<String>) {
         let mut script = Script::default();
         script.chain(Table::Filter, "C", Some(&rules(old)), &rules(new));
+        run(old, script)
+    }
+
+    fn run(old: &str, script: Script) -> (String, Vec<String>) {
         let text = script.text().expect("a script");
         let commands: Vec<String> = text
             .lines()
@@ -182,6 +230,49 @@ mod tests {
         assert_eq!(chain, "abcdz");
         assert!(commands[0].starts_with("-I C 1 ") && commands[1].starts_with("-I C 3 "), "{commands:?}");
         assert_eq!(commands.len(), 2);
+    }
+
+    /// Rules are letters, and a packet is the set of those that match it: the first one decides.
+    #[test]
+    fn between_two_steps_every_packet_meets_what_the_old_list_or_the_new_one_has_for_it() {
+        proptest!(|(old in vec(0..6_u8, 0..9), new in vec(0..6_u8, 0..9))| {
+            let names = |list: &[u8]| list.iter().map(|n| char::from(b'a' + n)).collect::<String>();
+            let (old, new) = (names(&old), names(&new));
+            let Some([coming, going]) = Script::chain_in_two(Table::Filter, "C", &rules(&old), &rules(&new)) else {
+                let (_, commands) = carried_out(&old, &new);
+                let only = |word: &str| commands.iter().all(|command| command.starts_with(word));
+                prop_assert!(old == new || old.is_empty() || only("-D") || only(":") || !commands.iter().any(|c| c.starts_with("-D")));
+                return Ok(());
+            };
+            let (between, commands) = run(&old, coming);
+            prop_assert!(!commands.iter().any(|command| command.starts_with("-D")));
+            for packet in 0..1_u32 << 6 {
+                let met = |list: &str| list.chars().find(|rule| packet >> (u32::from(*rule) - 97) & 1 == 1);
+                prop_assert!([met(&old), met(&new)].contains(&met(&between)), "{old} {between} {new}");
+            }
+            let (after, commands) = run(&between, going);
+            prop_assert!(commands.iter().all(|command| command.starts_with("-D")));
+            prop_assert_eq!(after, new);
+        });
+    }
+
+    #[test]
+    fn a_rule_that_lets_its_packet_go_on_changes_in_one_step() {
+        let rule = |verdict: Verdict, comment: &str| {
+            line("C", &Rule { matches: Default::default(), verdict, comment: comment.into(), origin: None })
+        };
+        let goto = rule(Verdict::Goto("MANX-ALLOW".into()), "one");
+        let mark = rule(Verdict::SetMark { value: 1, mask: 1 }, "two -g x");
+        let jump = rule(Verdict::Jump("MANX-X".into()), "three");
+        let count = rule(Verdict::Count, "four -j DROP");
+        let in_two = |old: &Line, new: &Line| {
+            Script::chain_in_two(Table::Filter, "C", std::slice::from_ref(old), std::slice::from_ref(new))
+                .is_some()
+        };
+        assert!(in_two(&goto, &count) && in_two(&count, &goto));
+        for other in [&mark, &jump] {
+            assert!(!in_two(&goto, other) && !in_two(other, &goto));
+        }
     }
 
     #[test]

@@ -143,7 +143,10 @@ struct Desk {
 impl Desk {
     fn open(backend: Backend) -> Result<Self> {
         Ok(Desk {
-            engine: Engine::new(EngineConfig::new(NODE))?,
+            engine: Engine::new(EngineConfig {
+                deletions_apart: backend == Backend::Nft,
+                ..EngineConfig::new(NODE)
+            })?,
             kernel: PolicyKernel::open(backend)?,
             turn: 0,
         })

@@ -96,7 +96,8 @@ impl Stage {
     pub fn up(prefix: &str, pods: usize, backend: Backend) -> Result<Self> {
         let ground = Ground::new(prefix, pods)?;
         let policy = ground.node.enter(|| -> Result<PolicyHandle> {
-            let engine = Engine::new(EngineConfig::new(NODE))?;
+            let config = EngineConfig { deletions_apart: backend == Backend::Nft, ..EngineConfig::new(NODE) };
+            let engine = Engine::new(config)?;
             let kernel = PolicyKernel::open(backend)?;
             Ok(policy_worker::spawn(engine, kernel, Health::default(), ApplyTimes::default(), |_| {})?)
         })??;
