@@ -398,6 +398,32 @@ fn a_mesh_of_two_ases_works_over_a_router() {
 }
 
 #[test]
+fn whoever_connects_from_a_range_is_a_peer_as_long_as_there_is_room() {
+    let (node, tor) = Node::wired();
+    node.manifest("peer.yaml", &PEER.replace("peerIP: 10.1.0.1", "peerRange: 10.1.0.0/24, maxPeers: 1"));
+    let _agent = node.start();
+    let range = || node.json(&["peers"])["ranges"][0].clone();
+    eventually("the range is shown", || range()["name"] == "tor");
+    assert_eq!((&range()["range"], &range()["peers"]), (&json!("10.1.0.0/24"), &json!(0)));
+    let bird = Bird::start(&tor, &["10.200.7.0/24"], "strict bind yes;");
+    node.established("tor@10.1.0.1");
+    eventually("learned", || node.net.route("10.200.7.0/24").is_some());
+    assert_eq!(range()["peers"], 1);
+    assert_eq!(node.manxctl(&["peer", "show", "10.1.0.1"]).code, 0);
+
+    tor.ip("addr add 10.1.0.7/24 dev eth0");
+    let another = config(&[], "strict bind yes;").replace("id 10.1.0.1", "id 10.1.0.7");
+    let _another = Bird::configured(&tor, &another.replace("local 10.1.0.1", "local 10.1.0.7"));
+    eventually("one too many", || range()["refused"].as_u64() >= Some(1));
+    assert_eq!((&range()["peers"], &node.peer("tor@10.1.0.1")["flaps"]), (&json!(1), &json!(0)));
+
+    node.remove_manifest("peer.yaml");
+    eventually("its peers go with it", || node.net.route("10.200.7.0/24").is_none());
+    eventually("BIRD is told", || bird.log().contains("Peer de-configured"));
+    assert_eq!(node.json(&["peers"])["items"], json!([]));
+}
+
+#[test]
 fn a_stranger_that_connects_is_turned_away_and_the_node_does_not_mind() {
     let (node, tor, _bird, mut agent) = with_bird(&[]);
     tor.ip("addr add 10.1.0.9/24 dev eth0");
