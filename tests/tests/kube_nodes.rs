@@ -24,14 +24,15 @@ const REFLECTOR: (&str, &str) = ("example.org/reflector", "yes");
 struct Site {
     server: Arc<ApiServer>,
     agents: BTreeMap<u8, Agent>,
-    processes: Vec<Process>,
+    processes: BTreeMap<u8, Process>,
     _listeners: Vec<Extra>,
     _files: tempfile::TempDir,
     _guard: Guard,
 }
 
 impl Site {
-    fn up(name: &str) -> Self {
+    /// None of the agents runs yet.
+    fn new(name: &str) -> Self {
         let prefix = format!("{name}{}-", std::process::id());
         let guard = Guard::new(&prefix).unwrap();
         let files = tempfile::tempdir().unwrap();
@@ -66,8 +67,18 @@ impl Site {
             };
             agents.insert(number, agent);
         }
-        let processes = agents.values().map(|agent| agent.start().unwrap()).collect();
+        let processes = BTreeMap::new();
         Site { server, agents, processes, _listeners: listeners, _files: files, _guard: guard }
+    }
+
+    fn start(&mut self, node: u8) {
+        self.processes.insert(node, self.agents[&node].start().unwrap());
+    }
+
+    /// A condition of a Node.
+    fn condition(&self, node: u8, kind: &str) -> Option<Value> {
+        let node = self.server.get("v1", "Node", "", &format!("n{node}"))?;
+        node["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind).cloned()
     }
 
     fn peers(&self, node: u8) -> Vec<Value> {
@@ -111,7 +122,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        for process in &self.processes {
+        for process in self.processes.values() {
             let _ = process.end(Signal::SIGKILL);
         }
     }
@@ -135,7 +146,8 @@ fn reflectors(export: &[&str]) -> Value {
 
 #[test]
 fn kernel_a_mesh_becomes_reflectors_by_label_and_the_label_moves() {
-    let site = Site::up("mxkn");
+    let mut site = Site::new("mxkn");
+    (1..=NODES).for_each(|node| site.start(node));
     // No BGPPeer: everybody has everybody, and of each two one dials.
     site.has_peers(1, &["n2", "n3", "n4"]);
     site.has_peers(4, &["n1", "n2", "n3"]);
@@ -201,4 +213,43 @@ fn kernel_a_mesh_becomes_reflectors_by_label_and_the_label_moves() {
             && e["involvedObject"]["uid"] == uid
     };
     assert!(events.iter().any(told), "{events:?}");
+}
+
+#[test]
+fn kernel_the_network_is_said_to_be_there_once_pods_their_policy_and_a_required_peer_are() {
+    let mut site = Site::new("mxka");
+    let label = |number: u8| format!("n{number}");
+    for (number, other) in [(1, 2), (2, 1)] {
+        site.server.set(node(number, &[("example.org/node", &label(number))], &[]));
+        site.server.set(json!({"apiVersion": "manx.dev/v1alpha1", "kind": "BGPPeer", "metadata": {"name": format!("to-n{other}")},
+            "spec": {"nodeSelector": {"matchLabels": {"example.org/node": label(number)}},
+                     "peerIP": format!("10.88.0.{other}"), "remoteAS": "Internal", "connectRetry": "1s"}}));
+    }
+    let n1 = site.agents.get_mut(&1).unwrap();
+    n1.extra = Vec::new();
+    std::fs::create_dir(&n1.cni_bin_dir).unwrap();
+    std::fs::copy(n1.bin_dir.join("manx-cni"), n1.cni_bin_dir.join("manx")).unwrap();
+    site.start(1);
+    site.eventually("nothing is missing but the peer", || {
+        let checks = site.agents[&1].ready().expect_err("its peer does not run").to_string();
+        let (ok, not) = (r#""ok":true"#, r#""ok":false"#);
+        let all = [("source", ok), ("policy", ok), ("cni", ok), ("peers", not)];
+        let found = all.iter().all(|(check, result)| checks.contains(&format!("\"{check}\":{{{result}")));
+        if found { Ok(()) } else { Err(checks) }
+    });
+    site.eventually("its agent has had its chance to write", || {
+        let state = site.server.get("manx.dev/v1alpha1", "BGPNodeState", "", "n1").unwrap_or_default();
+        if state["status"]["drain"] == "Serving" { Ok(()) } else { Err(state.to_string()) }
+    });
+    assert!(site.agents[&1].cni_conf_dir().join("10-manx.conflist").exists());
+    assert_eq!(site.condition(1, "NetworkUnavailable"), None);
+
+    site.start(2);
+    site.eventually("n1's network is there", || match site.condition(1, "NetworkUnavailable") {
+        Some(condition) if condition["status"] == "False" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // One that attaches no pods says nothing of their network.
+    site.has_peers(2, &["to-n1"]);
+    assert_eq!(site.condition(2, "NetworkUnavailable"), None);
 }

@@ -29,7 +29,7 @@ pub async fn node(api: &Arc<Api>, health: &Health) -> Option<NodeNow> {
         .filter(|(_, check)| !check.ok)
         .map(|(name, check)| (name, check.observed))
         .collect();
-    now.network_missing = network_missing(api, &facts, &now.peers);
+    now.network_missing = network_missing(api.policy.is_some(), api.bgp_enabled, &facts, &now.peers);
     let declared = |(name, info): (&String, &PeerInfo)| {
         info.origin.starts_with("BGPPeer ").then(|| name.split('@').next().unwrap_or_default().to_owned())
     };
@@ -43,17 +43,17 @@ pub async fn node(api: &Arc<Api>, health: &Health) -> Option<NodeNow> {
 }
 
 /// What pods still wait for on this node: CNI, the first policy, and of the required peers at least one.
-fn network_missing(api: &Api, facts: &Facts, peers: &[PeerRow]) -> Option<String> {
+fn network_missing(policy: bool, bgp: bool, facts: &Facts, peers: &[PeerRow]) -> Option<String> {
     if let Some(reason) = &facts.cni_blocked {
         return Some(format!("pods cannot be attached: {reason}"));
     }
     if facts.conflist.is_none() {
         return Some("the CNI configuration is not written yet".to_owned());
     }
-    if api.policy.is_some() && (!facts.policy.closed || facts.policy.pending) {
+    if policy && (!facts.policy.closed || facts.policy.pending) {
         return Some("policy is not in the kernel yet".to_owned());
     }
-    if api.bgp_enabled && facts.asn.is_none() {
+    if bgp && facts.asn.is_none() {
         return Some("the speaker does not run yet".to_owned());
     }
     let mut required = facts.peers.iter().filter(|(_, info)| info.required).peekable();
@@ -103,5 +103,51 @@ mod tests {
             ("NetworkPolicy shop/web", "spec.ingress[0]: one thing; spec.egress[0]: another"),
         ];
         assert_eq!(misunderstood(&problems), expected.map(|(o, r)| (o.to_owned(), r.to_owned())).into());
+    }
+
+    /// A node that has everything, with two required peers and one that nobody waits for.
+    fn ready() -> Facts {
+        let peer = |required| PeerInfo { required, ..PeerInfo::default() };
+        let mut facts =
+            Facts { conflist: Some("10-manx.conflist".into()), asn: Some(64512), ..Facts::default() };
+        facts.policy.closed = true;
+        facts.peers =
+            [("a", true), ("b", true), ("extra", false)].map(|(n, r)| (n.to_owned(), peer(r))).into();
+        facts
+    }
+
+    fn row(name: &str, state: &str) -> PeerRow {
+        PeerRow { name: name.into(), state: state.into(), ..PeerRow::default() }
+    }
+
+    fn missing(facts: &Facts, peers: &[PeerRow]) -> String {
+        network_missing(true, true, facts, peers).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_network_is_there_after_cni_policy_and_one_required_peer() {
+        let up = [row("a", "Connect"), row("b", "Established")];
+        assert_eq!(missing(&ready(), &up), "");
+        for others in [vec![], vec![row("a", "Connect"), row("extra", "Established")]] {
+            assert_eq!(missing(&ready(), &others), "no required peer is Established");
+        }
+        let without = |change: fn(&mut Facts)| {
+            let mut facts = ready();
+            change(&mut facts);
+            missing(&facts, &up)
+        };
+        assert_eq!(without(|f| f.conflist = None), "the CNI configuration is not written yet");
+        assert_eq!(without(|f| f.policy.pending = true), "policy is not in the kernel yet");
+        assert_eq!(without(|f| f.policy.closed = false), "policy is not in the kernel yet");
+        assert_eq!(without(|f| f.asn = None), "the speaker does not run yet");
+        assert_eq!(without(|f| f.cni_blocked = Some("x".into())), "pods cannot be attached: x");
+    }
+
+    #[test]
+    fn what_is_not_enabled_or_not_required_is_not_waited_for() {
+        let mut facts = ready();
+        (facts.policy.closed, facts.asn) = (false, None);
+        facts.peers.clear();
+        assert_eq!(network_missing(false, false, &facts, &[]), None);
     }
 }
