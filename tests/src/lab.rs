@@ -239,6 +239,10 @@ impl Lab {
                 netns.sysctl("net.ipv4.fib_multipath_hash_policy", "1")?;
                 netns.sysctl("net.ipv6.fib_multipath_hash_policy", "1")?;
             }
+            if machine.role == Role::Node {
+                // As the init container sets it.
+                netns.sysctl("net.ipv4.nexthop_compat_mode", "0")?;
+            }
             if let Some(id) = machine.router_id {
                 netns.ip(&format!("address add {id}/32 dev lo"))?;
             }

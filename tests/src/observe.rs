@@ -30,6 +30,7 @@ pub struct Route {
 /// When `ip` fails.
 pub fn routes(netns: &Netns) -> Result<BTreeMap<IpNetwork, Route>> {
     let mut found = BTreeMap::new();
+    let objects = objects(netns)?;
     for family in ["-4", "-6"] {
         let table = crate::command::json(&mut crate::command::words(&format!(
             "ip -j -N {family} -n {} route show protocol {PROTOCOL}",
@@ -44,7 +45,7 @@ pub fn routes(netns: &Netns) -> Result<BTreeMap<IpNetwork, Route>> {
             let prefix: IpNetwork =
                 prefix.with_context(|| format!("ip route printed the prefix {destination:?}"))?;
             // An IPv6 multipath route may be printed as one line for each next hop.
-            let read = read_route(route);
+            let read = read_route(route, &objects);
             found
                 .entry(prefix)
                 .and_modify(|known: &mut Route| {
@@ -57,15 +58,32 @@ pub fn routes(netns: &Netns) -> Result<BTreeMap<IpNetwork, Route>> {
     Ok(found)
 }
 
-fn read_route(route: &Value) -> Route {
+/// The ways of each nexthop object, by its number: its own, or those of its members.
+fn objects(netns: &Netns) -> Result<BTreeMap<u64, Vec<Value>>> {
+    let list = format!("ip -j -n {} nexthop show", netns.name());
+    let shown = crate::command::json(&mut crate::command::words(&list))?;
+    let id = |object: &Value| object["id"].as_u64();
+    let objects = shown.as_array().map(Vec::as_slice).unwrap_or_default();
+    let singles: BTreeMap<u64, &Value> = objects.iter().filter_map(|o| Some((id(o)?, o))).collect();
+    let ways = |object: &Value| match object["group"].as_array() {
+        Some(members) => members.iter().filter_map(|m| Some((*singles.get(&id(m)?)?).clone())).collect(),
+        None => vec![object.clone()],
+    };
+    Ok(singles.iter().map(|(id, object)| (*id, ways(object))).collect())
+}
+
+/// With nexthop_compat_mode 0 the kernel names the object of a route and nothing of what it does.
+fn read_route(route: &Value, objects: &BTreeMap<u64, Vec<Value>>) -> Route {
     let gateway = |hop: &Value| {
         let via = hop["gateway"].as_str().or_else(|| hop["via"]["host"].as_str());
         via.map(str::to_owned)
     };
     let device = |hop: &Value| hop["dev"].as_str().map(str::to_owned);
-    let hops: Vec<&Value> = match route["nexthops"].as_array() {
-        Some(hops) => hops.iter().collect(),
-        None => vec![route],
+    let alone = route["dev"].is_null() && route["nexthops"].is_null();
+    let object = route["nhid"].as_u64().filter(|_| alone).and_then(|id| objects.get(&id));
+    let hops: Vec<&Value> = match (route["nexthops"].as_array(), object) {
+        (Some(hops), _) | (None, Some(hops)) => hops.iter().collect(),
+        (None, None) => vec![route],
     };
     let kind = route["type"].as_str().unwrap_or_default();
     Route {
@@ -240,8 +258,18 @@ mod tests {
     fn a_multipath_route_has_all_its_gateways() {
         let route = serde_json::json!({"dst": "10.9.0.0/24", "metric": 77, "nexthops": [
             {"gateway": "10.1.0.4", "dev": "tor-a"}, {"via": {"family": "inet6", "host": "fe80::1"}, "dev": "tor-b"}]});
-        let read = read_route(&route);
+        let read = read_route(&route, &BTreeMap::new());
         assert_eq!(read.via, ["10.1.0.4", "fe80::1"]);
         assert_eq!(read.devices, ["tor-a", "tor-b"]);
+    }
+
+    #[test]
+    fn a_route_that_names_an_object_alone_has_the_ways_of_the_object() {
+        let ways = [("10.1.0.4", "tor-a"), ("10.2.0.4", "tor-b")]
+            .map(|(gateway, dev)| serde_json::json!({"gateway": gateway, "dev": dev}));
+        let objects = BTreeMap::from([(7, ways.to_vec())]);
+        let read = |route: Value| read_route(&route, &objects).devices;
+        assert_eq!(read(serde_json::json!({"dst": "10.9.0.0/24", "nhid": 7})), ["tor-a", "tor-b"]);
+        assert_eq!(read(serde_json::json!({"dst": "10.9.0.0/24", "nhid": 7, "dev": "tor-a"})), ["tor-a"]);
     }
 }
