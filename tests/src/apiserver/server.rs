@@ -398,9 +398,15 @@ impl Watching {
                     self.changes.mark_unchanged();
                 }
                 _ = marks.tick() => {
+                    let version = {
+                        let store = self.shared.store();
+                        // What has happened since is told first, or a bookmark would pass over it.
+                        let told = store.since(self.resource, self.after).is_empty();
+                        told.then(|| store.version())
+                    };
                     // One that waits for the future says nothing.
-                    let version = self.shared.store().version();
-                    if !self.shared.held(self.resource) && self.after <= version {
+                    let version = version.filter(|version| self.after <= *version);
+                    if let Some(version) = version.filter(|_| !self.shared.held(self.resource)) {
                         self.after = version;
                         let mark = bookmark(self.resource, version, false);
                         if self.say(mark).await.is_err() {
