@@ -4,6 +4,7 @@
 //! Engine and kernel room are driven as the policy thread drives them. "Bare" is the program itself with the same text: every
 //! other change of a policy is made that way, so that both have the same tables before them.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use manx_agent::kernel::policy::PolicyKernel;
 use manx_cni::names::Key;
 use manx_cni::store::{Attachment, Store};
 use manx_policy::engine::{Engine, EngineConfig};
-use manx_policy::model::Update;
+use manx_policy::model::{Family, Update};
 use manx_policy::plan::{Outcome, Plan, Step, StepResult};
 use nix::sys::signal::Signal;
 use socket2::Type;
@@ -185,19 +186,22 @@ impl Desk {
         Ok(())
     }
 
-    /// Both families at the same time, as we do.
+    /// Both families at the same time, all that changes of one in a transaction.
     fn restore_bare(&mut self, plan: &Plan) -> Result<()> {
         let backend = self.kernel.backend();
+        let mut texts: BTreeMap<Family, String> = BTreeMap::new();
+        for step in &plan.steps {
+            let Step::Restore { family, text } = step else { continue };
+            let whole = texts.entry(*family).or_default();
+            match whole.strip_suffix("COMMIT\n").zip(text.split_once('\n')) {
+                Some((first, (_, second))) => *whole = format!("{first}{second}"),
+                None => whole.clone_from(text),
+            }
+        }
         std::thread::scope(|scope| {
-            let running: Vec<_> = plan
-                .steps
+            let running: Vec<_> = texts
                 .iter()
-                .filter_map(|step| match step {
-                    Step::Restore { family, text } => {
-                        Some(scope.spawn(move || iptables::restore(backend, (*family).into(), text)))
-                    }
-                    _ => None,
-                })
+                .map(|(family, text)| scope.spawn(move || iptables::restore(backend, (*family).into(), text)))
                 .collect();
             running.into_iter().try_for_each(|one| one.join().expect("restoring does not panic"))
         })?;
