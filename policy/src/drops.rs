@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::compile::{CUT, DENIED, SYN_FIRST, chain, dispatched_part};
 use crate::ir::Table;
 use crate::model::{Direction, Family, PolicyId, Tier};
-use crate::names::hash;
+use crate::names::{hash, policy_direction};
 use crate::render::LineHash;
 use crate::render::save::Counters;
 
@@ -95,7 +95,7 @@ impl Reason {
         let invalid = spec.contains("--ctstate INVALID");
         if dispatched_part(chain_name).is_some() {
             Reason::UnknownInterface
-        } else if begins("MANX-PI-") || begins("MANX-PE-") {
+        } else if policy_direction(chain_name).is_some() {
             Reason::Denied
         } else if begins("MANX-SE-") {
             Reason::Spoofed

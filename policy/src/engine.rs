@@ -19,7 +19,7 @@ use crate::ir::{Program, Table, Verdict};
 use crate::kernel::Kernel;
 use crate::live::{Judge, LiveFlow, Suspects};
 use crate::model::{Direction, EndpointId, Family, PodId, Policy, PolicyId, Problem, Update};
-use crate::names::{policy_chain, set_name};
+use crate::names::{policy_chain, policy_direction, set_name};
 use crate::plan::{Observed, Outcome, Plan, PlanId, StepResult, Wants};
 use crate::quarantine::{Orders, Quarantine};
 use crate::render::save;
@@ -698,7 +698,7 @@ impl Engine {
 
     /// The kernel has refused a family's rules. Which of the policies in them is it?
     fn suspect(&mut self, family: Family, keys: &BTreeSet<Key>, reason: &str) {
-        let policies = keys.iter().filter(|(_, name)| is_policy_chain(name)).cloned().collect();
+        let policies = keys.iter().filter(|(_, name)| policy_direction(name).is_some()).cloned().collect();
         match self.quarantines[family as usize].refused(policies) {
             Orders::Hold(keys) => self.desired.hold(family, keys, reason),
             Orders::Release(keys) => self.desired.release(family, keys),
@@ -737,8 +737,4 @@ fn governs(resolved: &Resolved, policy: &PolicyId) -> bool {
 fn each_policy(resolved: &Resolved) -> impl Iterator<Item = (&PolicyId, Direction)> {
     let of = |direction| resolved.access.policies(direction).iter().map(move |g| (&g.id, direction));
     Direction::ALL.into_iter().flat_map(of)
-}
-
-fn is_policy_chain(name: &str) -> bool {
-    ["MANX-PI-", "MANX-PE-"].iter().any(|kind| name.starts_with(kind))
 }

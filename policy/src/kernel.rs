@@ -9,7 +9,7 @@
 //!    lose their old ones thereafter: who moves from one to another is in both for a moment, and the first rule that matches
 //!    is one of the old or one of the new;
 //! 3. sets of which a rule speaks that is about to come lose their old members, which it must not find;
-//! 4. the rules, each table in one transaction, or where a single chain changes in two ([`Script::chain_in_two`]);
+//! 4. the rules, each table in one transaction, or where a single policy changes in two ([`Script::chain_in_two`]);
 //! 5. sets of which a rule has spoken that has gone lose their old members, and get their new ones, which it must not have found;
 //! 6. sets that no rule knows any more are destroyed.
 //!
@@ -26,7 +26,7 @@ use crate::engine::{EngineConfig, JumpPosition};
 use crate::ir::{Member, SetKind, Table};
 use crate::members::{Flips, Members};
 use crate::model::Family;
-use crate::names::{set_name, set_prefix};
+use crate::names::{policy_direction, set_name, set_prefix};
 use crate::plan::{ObservedSet, Step};
 use crate::render::restore::Script;
 use crate::render::save::{Saved, SavedHook};
@@ -351,15 +351,23 @@ impl Kernel {
     }
 }
 
-/// The scripts for one chain that changes and no other: with others between its steps a packet would meet the old of one and the
-/// new of another.
+/// The scripts where no packet meets more than one changing chain in either direction: one that changes alone, or those of a
+/// policy's two directions. With others between the steps it would meet the old of one and the new of another. `None` as well
+/// where rules only come or only go.
 fn in_two(changes: &BTreeMap<Key, Change>) -> Option<[Script; 2]> {
-    let mut all = changes.iter();
-    let (Some(((table, name), Change { old: Some(old), new: Some(new) })), None) = (all.next(), all.next())
-    else {
+    let directions: BTreeSet<_> = changes.keys().map(|(_, name)| policy_direction(name)).collect();
+    let apart = directions.len() == changes.len() && !directions.contains(&None);
+    if changes.len() != 1 && !apart {
         return None;
-    };
-    Script::chain_in_two(*table, name, old, new)
+    }
+    let mut scripts = <[Script; 2]>::default();
+    for ((table, name), change) in changes {
+        let Change { old: Some(old), new: Some(new) } = change else { return None };
+        if !Script::chain_in_two(&mut scripts, *table, name, old, new) {
+            return None;
+        }
+    }
+    (!scripts.iter().any(Script::is_empty)).then_some(scripts)
 }
 
 /// Sets on which the verdicts of changing chains depend.

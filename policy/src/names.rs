@@ -59,6 +59,15 @@ pub fn policy_chain(policy: &PolicyId, direction: Direction) -> String {
     format!("{CHAIN_PREFIX}{direction}-{}", hash(&[kind, namespace, &policy.name], 16))
 }
 
+/// Of a policy's chain, by its name; `None`: it is another chain.
+pub fn policy_direction(chain: &str) -> Option<Direction> {
+    match chain.strip_prefix(CHAIN_PREFIX)?.split_once('-')?.0 {
+        "PI" => Some(Direction::Ingress),
+        "PE" => Some(Direction::Egress),
+        _ => None,
+    }
+}
+
 /// Describes a pod selector without ambiguity, whatever its labels hold.
 pub fn describe_pods(selector: &PodSelector) -> Vec<String> {
     let mut parts = Vec::new();
