@@ -391,7 +391,7 @@ fn kubectl(dir: &Path) {
 case \"$*\" in
 *' get pods '*nodeName=n1,*) echo pod/manx-agent-x ;;
 *' get pods '*) ;;
-*) printf '%s\\n' \"$*\"; exit 7 ;;
+*) printf '%s\\n' \"$*\"; case \"$*\" in *' -') cat ;; esac; exit 7 ;;
 esac
 ";
     let path = dir.join("kubectl");
@@ -429,4 +429,20 @@ fn a_bundle_of_another_node_is_written_here() {
     let file = dir.path().join("x.tar.gz");
     with_kubectl(dir.path(), "kubectl-manx", &["--node", "n1", "bundle", file.to_str().unwrap()]);
     assert!(fs::read_to_string(&file).unwrap().ends_with("-- manxctl bundle -\n"));
+}
+
+#[test]
+fn a_proposal_is_read_here_and_not_where_its_node_is() {
+    let dir = tempfile::tempdir().unwrap();
+    kubectl(dir.path());
+    let file = dir.path().join("proposal.yaml");
+    fs::write(&file, "kind: NetworkPolicy\n").unwrap();
+    let given = ["--node", "n1", "policy", "diff", "-f", file.to_str().unwrap()];
+    let out = with_kubectl(dir.path(), "kubectl-manx", &given);
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.ends_with("-- manxctl policy diff -f -\nkind: NetworkPolicy\n"), "{said}");
+    fs::remove_file(&file).unwrap();
+    let missing = with_kubectl(dir.path(), "kubectl-manx", &given);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("proposal.yaml"));
 }

@@ -38,6 +38,7 @@ use cli::{
 use client::{Client, Failure};
 use manx_agent::view::{self, paths};
 use output::{Exit, Printer};
+use remote::LocalFile;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -78,11 +79,12 @@ fn elsewhere(cli: &Cli) -> Option<Result<ExitCode, Failure>> {
     match &cli.node {
         _ if here => None,
         Some(node) => {
-            let bundle = match &cli.command {
-                Command::Bundle { file, .. } => Some(file.as_deref()),
+            let file = match &cli.command {
+                Command::Bundle { file, .. } => Some(LocalFile::Bundle(file.as_deref())),
+                Command::Policy { command: PolicyCommand::Diff { file } } => Some(LocalFile::Input(file)),
                 _ => None,
             };
-            Some(remote::run(node, &cli.namespace, bundle))
+            Some(remote::run(node, &cli.namespace, file))
         }
         None if remote::is_plugin(std::env::args_os().next().as_deref()) => {
             let text = "which node? kubectl manx --node NODE ...; kubectl get nodes lists them";

@@ -35,8 +35,42 @@ fn forwarded(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     out
 }
 
-/// Runs the command that we were given on `node`. A bundle is written here, where the user is.
-pub(crate) fn run(node: &str, namespace: &str, bundle: Option<Option<&Path>>) -> Result<ExitCode, Failure> {
+/// The same with `-` for a file, which the command then reads from standard input.
+fn from_stdin(arguments: Vec<OsString>, file: &Path) -> Vec<OsString> {
+    let name = file.as_os_str().as_bytes();
+    let replaced = |argument: OsString| match argument.as_bytes().strip_suffix(name) {
+        Some(b"") => "-".into(),
+        Some(option @ (b"--file=" | b"-f" | b"-f=")) => {
+            let mut option = OsStr::from_bytes(option).to_owned();
+            option.push("-");
+            option
+        }
+        _ => argument,
+    };
+    arguments.into_iter().map(replaced).collect()
+}
+
+/// A file of the user's, who is here and not where the command runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LocalFile<'a> {
+    /// It is written by a bundle; `None`: it gets a name of its own.
+    Bundle(Option<&'a Path>),
+    /// The command reads it.
+    Input(&'a Path),
+}
+
+/// Runs the command that we were given on `node`.
+pub(crate) fn run(node: &str, namespace: &str, file: Option<LocalFile<'_>>) -> Result<ExitCode, Failure> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |e: std::io::Error| Failure::Usage(format!("{path}: {e}"))
+    };
+    let input = match file {
+        Some(LocalFile::Input(path)) if path.as_os_str() != "-" => {
+            Some((path, File::open(path).map_err(failed(path))?))
+        }
+        _ => None,
+    };
     let pod = pod_of(node, namespace)?;
     let mut command = Command::new("kubectl");
     command.args([
@@ -50,18 +84,21 @@ pub(crate) fn run(node: &str, namespace: &str, bundle: Option<Option<&Path>>) ->
         "--",
         "manxctl",
     ]);
-    match bundle {
-        None => {
-            command.args(forwarded(std::env::args_os().skip(1)));
+    match file {
+        None | Some(LocalFile::Input(_)) => {
+            let arguments = forwarded(std::env::args_os().skip(1));
+            match input {
+                Some((path, file)) => command.args(from_stdin(arguments, path)).stdin(file),
+                None => command.args(arguments),
+            };
         }
-        Some(file) => {
+        Some(LocalFile::Bundle(file)) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
             let path =
                 file.map_or_else(|| PathBuf::from(format!("manx-{node}-{now}.tar.gz")), Path::to_owned);
             command.args(["bundle", "-"]);
             if path.as_os_str() != "-" {
-                let unwritten = |e: std::io::Error| Failure::Usage(format!("{}: {e}", path.display()));
-                command.stdout(Stdio::from(File::create(&path).map_err(unwritten)?));
+                command.stdout(Stdio::from(File::create(&path).map_err(failed(&path))?));
                 eprintln!("writing {}", path.display());
             }
         }
@@ -107,6 +144,19 @@ mod tests {
         let given = "peers -o json --node n1 --namespace=kube-system --run-dir /run/manx";
         assert_eq!(forwarded(words(given).into_iter()), words("peers -o json --run-dir /run/manx"));
         assert_eq!(forwarded(words("--node=n1 node drain").into_iter()), words("node drain"));
+    }
+
+    #[test]
+    fn a_file_of_the_users_is_read_from_standard_input() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (given, expected) in [
+            ("policy diff -f p.yaml -o json", "policy diff -f - -o json"),
+            ("policy diff --file=p.yaml", "policy diff --file=-"),
+            ("policy diff -fp.yaml", "policy diff -f-"),
+            ("--run-dir /p.yaml policy diff --file p.yaml", "--run-dir /p.yaml policy diff --file -"),
+        ] {
+            assert_eq!(from_stdin(words(given), Path::new("p.yaml")), words(expected));
+        }
     }
 
     #[test]
