@@ -278,7 +278,11 @@ fn a_fault_is_told_with_line_object_and_reason(
     7,
     "spec.holdTime: 2s: must be 0 (no hold timer)"
 )]
-#[case("  asNumber: 65001\n", 4, "exactly one of peerIP, interface, autoDiscover, peerRange and peerSelector")]
+#[case(
+    "  asNumber: 65001\n",
+    4,
+    "exactly one of peerIP, interface, autoDiscover, peerRange and peerSelector"
+)]
 #[case(
     "  peerIP: 10.1.0.1\n  asNumber: 65001\n  families:\n  - ipv4\n  - ipx\n",
     9,
