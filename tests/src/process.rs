@@ -64,12 +64,13 @@ impl Process {
     /// Sends `signal` and waits until the process is gone.
     ///
     /// # Errors
-    /// When it is still there after five seconds.
+    /// When it is still there after five seconds, or half a minute if it has no choice: then it only waits for the kernel.
     pub fn end(&self, signal: Signal) -> Result<()> {
         self.signal(signal);
-        let gone = wait::until(GRACE, || if self.is_running() { Err(()) } else { Ok(()) });
+        let patience = if signal == Signal::SIGKILL { 6 * GRACE } else { GRACE };
+        let gone = wait::until(patience, || if self.is_running() { Err(()) } else { Ok(()) });
         if gone.is_err() {
-            bail!("process {} is still there {GRACE:?} after {signal}", self.pid);
+            bail!("process {} is still there {patience:?} after {signal}", self.pid);
         }
         Ok(())
     }

@@ -183,7 +183,7 @@ fn trap_7_bfd_is_not_starved_by_a_speaker_that_is_busy() {
     let rack = Rack::new(2);
     let (far, node) = joined(&rack, Kind::Bird, Over::V4);
     // Long intervals: this is about the threads of the speaker, not about how busy the machine is.
-    let interval = Duration::from_millis(300);
+    let interval = Duration::from_secs(1);
     let bfd = BfdConfig { min_tx: interval, min_rx: interval, ..BfdConfig::default() };
     node.set_peer(PeerConfig { bfd: Some(bfd), ..watched(Over::V4) });
     eventually(|| match node.peer(2).bfd {
@@ -191,7 +191,7 @@ fn trap_7_bfd_is_not_starved_by_a_speaker_that_is_busy() {
         bfd => Err(bfd),
     });
     let flaps = (node.peer(2).flaps, node.peer(2).bfd.unwrap().flaps);
-    node.with(move |_, _| std::thread::sleep(20 * interval));
+    node.with(move |_, _| std::thread::sleep(8 * interval));
     assert!(far.bfd_is_up() && far.established(), "{}{}", far.bfd(), far.bgp());
     let peer = node.peer(2);
     let bfd = peer.bfd.unwrap();
