@@ -179,6 +179,8 @@ fn a_session_is_renewed_under_the_n_bit_and_nobody_behind_it_hears_of_it() {
     let frr = Config { sessions, networks: vec![network(THEIRS)], ..config(65010, session(AS)) };
     let far = Far::start(&rack, 2, Kind::Frr, &frr);
     let witness = Far::start(&rack, 3, Kind::Bird, &config(65020, to(2, 65010)));
+    // An FRR that still reads its configuration may take a connection and say nothing on it.
+    witness.comes_up(address(2, Over::V4));
     let node = Manx::start(&rack, graceful(AS, false));
     node.set_peer(peer(2, Over::V4, 65010));
     OURS.iter().for_each(|text| node.originate(LocalRoute::new(prefix(text))));
