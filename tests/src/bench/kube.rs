@@ -33,7 +33,7 @@ const SPAN: Duration = Duration::from_secs(10);
 const RATE: u32 = 100;
 /// Changes that are followed into the kernel.
 const FOLLOWED: u32 = 1000;
-/// A look takes some microseconds; so that it leaves the cores to those whose work is awaited.
+/// A set tells nobody when it changes, so that it has to be looked at. A look takes some microseconds; so that it leaves the cores to those whose work is awaited.
 const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 const BETWEEN_CHANGES: Duration = Duration::from_millis(20);
 const ADDRESS: &str = "10.199.9.9";

@@ -191,7 +191,7 @@ fn trap_7_bfd_is_not_starved_by_a_speaker_that_is_busy() {
         bfd => Err(bfd),
     });
     let flaps = (node.peer(2).flaps, node.peer(2).bfd.unwrap().flaps);
-    node.with(move |_, _| std::thread::sleep(8 * interval));
+    node.with(move |_, _| std::thread::sleep(20 * interval));
     assert!(far.bfd_is_up() && far.established(), "{}{}", far.bfd(), far.bgp());
     let peer = node.peer(2);
     let bfd = peer.bfd.unwrap();
